@@ -1,0 +1,1 @@
+"""Measures ceilings, latency and quality."""

@@ -1,0 +1,1 @@
+"""Compiles a PyTorch checkpoint into a bundle."""

@@ -1,0 +1,1 @@
+"""Lumina-mGPT compiled for edge machines."""

@@ -1,0 +1,1 @@
+"""Runs a bundle: vocabulary, layout, engines, decoding; never imports PyTorch."""
