@@ -202,7 +202,7 @@ def _check_architecture(config: dict[str, Any]) -> None:
         if found not in known:
             # Of a wholly different name the nearest is still the useful answer: what this package does read.
             nearest = (difflib.get_close_matches(str(found), known, n=1, cutoff=0.0) or known)[0]
-            msg = f"config.json: {key} is {found!r}, which this package does not know; the nearest it reads is {nearest!r}"
+            msg = f"config.json: {key} is {found!r}, unknown to this package; the nearest it reads is {nearest!r}"
             raise CheckpointError(msg)
 
 

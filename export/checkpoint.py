@@ -1,0 +1,279 @@
+"""A checkpoint on disk: its dimensions, tokenizer, defaults, and its tensors one at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from mgpt_edge.export import hub
+from mgpt_edge.export.config import DecoderConfig
+from mgpt_edge.export.defaults import UNSUPPORTED, Defaults, known_name
+from mgpt_edge.export.shards import Shards, read_json
+from mgpt_edge.export.tokenizer import read_vocabulary
+from mgpt_edge.export.vqfiles import CKPT, HELP, INSIDE, VQFiles
+from mgpt_edge.runtime.errors import CheckpointError, CompatibilityWarning
+
+if TYPE_CHECKING:
+    from mgpt_edge.export.vqgan import VQConfig
+    from mgpt_edge.runtime.vocabulary import Vocabulary
+
+TOKENIZERS = ("tokenizer.json", "text_tokenizer.json")
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+QK_NORM = re.compile(r"model\.layers\.\d+\.self_attn\.([qk])_norm\.(weight|bias)")
+# Rotary tables that old transformers versions stored; they are recomputed.
+RECOMPUTED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+SAMPLE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """An opened checkpoint of the family; `open` makes it.
+
+    Opening reads headers only. Tensors come in the dtype of the file, each in memory of its own.
+    """
+
+    source: str
+    folder: Path
+    config: DecoderConfig
+    defaults: Defaults
+    vocabulary: Vocabulary
+    tokenizer_json: str
+    shards: Shards
+    vq: VQFiles | None
+
+    @classmethod
+    def open(cls, source: str | Path, vq: Path | None = None) -> Checkpoint:
+        """Opens a folder, or fetches a Hugging Face repository and opens that.
+
+        Args:
+            source: a folder with config.json, tokenizer.json and safetensors; or a repository id, `owner/name`.
+            vq: folder or file of the VQ weights, where they are not beside config.json.
+
+        Raises:
+            CheckpointError: anything missing, damaged, contradictory or of another family.
+        """
+        folder = _folder(source)
+        if not (folder / "config.json").is_file():
+            msg = f"{folder}: there is no config.json here; expected a Hugging Face checkpoint folder"
+            raise CheckpointError(msg)
+        json_config = read_json(folder / "config.json")
+        config = DecoderConfig.from_json(json_config)
+        tokenizer_json = _read_tokenizer(folder, vq)
+        shards = Shards.open(folder)
+        _check_tensors(shards, config)
+        vq_files = VQFiles.find(folder, vq, shards, json_config.get("vq_config"))
+        vocabulary = _fit(read_vocabulary(tokenizer_json), config.vocab_size)
+        if vq_files is not None:
+            _check_codebook(vocabulary, vq_files)
+        return cls(
+            source=str(source),
+            folder=folder,
+            config=config,
+            defaults=Defaults.find(folder, str(source)),
+            vocabulary=vocabulary,
+            tokenizer_json=tokenizer_json,
+            shards=shards,
+            vq=vq_files,
+        )
+
+    def names(self) -> tuple[str, ...]:
+        """The decoder's tensors by their Hugging Face names, in the order they are used."""
+        return tuple(self.config.shapes())
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Reads one tensor in the file's dtype and shape; `lm_head.weight` of a tied checkpoint is the embedding."""
+        return self.shards.tensor(self._stored(name))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape in the file: q_norm and k_norm may have `model_parallel_size` rows or one for each head."""
+        return self.shards.entry(self._stored(name)).shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.shards.entry(self._stored(name)).dtype
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the decoder's tensors in their files, without the VQ model."""
+        return sum(self.shards.entry(name).nbytes for name in self.names())
+
+    def qk_norm(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Affines of the query and key norms of a layer, a row for each head.
+
+        A stored row belongs to one rank of the training's tensor parallelism and serves its heads, which are
+        neighbours; the normalisation itself has no statistic across heads, so repeating rows is exact.
+
+        Returns:
+            q weight and q bias [num_heads, head_dim], k weight and k bias [num_kv_heads, head_dim].
+        """
+        prefix = f"model.layers.{layer}.self_attn"
+        q_weight, q_bias = (
+            self._per_head(f"{prefix}.q_norm.{part}", self.config.num_heads) for part in ("weight", "bias")
+        )
+        k_weight, k_bias = (
+            self._per_head(f"{prefix}.k_norm.{part}", self.config.num_kv_heads) for part in ("weight", "bias")
+        )
+        return q_weight, q_bias, k_weight, k_bias
+
+    def _per_head(self, name: str, heads: int) -> torch.Tensor:
+        stored = self.tensor(name)
+        return stored.repeat_interleave(heads // stored.shape[0], dim=0)
+
+    @property
+    def vq_config(self) -> VQConfig | None:
+        """The VQ model's dimensions, or None where the checkpoint comes without VQ weights."""
+        return self.vq.config if self.vq else None
+
+    @property
+    def vq_has_decoder(self) -> bool:
+        """Whether there are the weights that draw; the encoder half alone reads pictures only."""
+        return self.vq is not None and self.vq.has_decoder
+
+    def vq_names(self) -> tuple[str, ...]:
+        """The VQ model's tensors by Meta's names; empty without VQ weights."""
+        return tuple(sorted(self.vq.shapes)) if self.vq else ()
+
+    def vq_tensor(self, name: str) -> torch.Tensor:
+        """Reads one tensor of the VQ model by Meta's name, in the file's dtype.
+
+        Raises:
+            CheckpointError: there are no VQ weights, or not this one.
+        """
+        if self.vq is None:
+            msg = f"{self.source}: no VQ weights; {HELP}"
+            raise CheckpointError(msg)
+        if name not in self.vq.shapes:
+            msg = f"{self.source}: the VQ weights have no {name!r}"
+            raise CheckpointError(msg)
+        return self.vq.load(name)
+
+    def fingerprint(self) -> str:
+        """SHA-256 that tells checkpoints apart without reading gigabytes.
+
+        It covers config.json, the tokenizer, mgpt.json and the VQ yaml whole; of every weights file its name and
+        size; and of every tensor its name, dtype, shape and first 4 KiB (of a VQ .ckpt: its first and last 4 KiB).
+        Two trainings differ in it. A change deep inside one tensor does not show.
+        """
+        digest = hashlib.sha256()
+        for name in ("config.json", *TOKENIZERS, "mgpt.json"):
+            if (self.folder / name).is_file():
+                _absorb(digest, name, (self.folder / name).read_bytes())
+        _absorb_shards(digest, self.shards)
+        for path in self.vq.files if self.vq else ():
+            if path.suffix == ".safetensors":
+                _absorb_shards(digest, Shards.open_file(path))
+            elif path.name == CKPT or path.suffix == ".ckpt":
+                _absorb(digest, f"{path.name} {path.stat().st_size}", _both_ends(path))
+            else:
+                _absorb(digest, path.name, path.read_bytes())
+        return digest.hexdigest()
+
+    def _stored(self, name: str) -> str:
+        return EMBEDDING if name == HEAD and self.config.tied_embeddings else name
+
+
+def _folder(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_dir():
+        unsupported = known_name(str(source), UNSUPPORTED)
+        if unsupported:
+            msg = f"{source} can't be exported: {UNSUPPORTED[unsupported]}"
+            raise CheckpointError(msg)
+        return path
+    if path.exists():
+        msg = f"{source}: expected a folder, this is a file; give the folder that holds config.json"
+        raise CheckpointError(msg)
+    if isinstance(source, str) and hub.is_repository(source):
+        return hub.fetch(source)
+    msg = f"{source}: no such folder, and not a Hugging Face repository id (owner/name)"
+    raise CheckpointError(msg)
+
+
+def _read_tokenizer(folder: Path, vq: Path | None) -> str:
+    places = [folder] if vq is None else [folder, vq if vq.is_dir() else vq.parent]
+    for path in (place / name for place in places for name in TOKENIZERS):
+        if path.is_file():
+            try:
+                return path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                msg = f"{path}: cannot be read: {error}"
+                raise CheckpointError(msg) from error
+    msg = f"{folder}: there is no tokenizer.json here (Meta calls it text_tokenizer.json); copy it beside config.json"
+    raise CheckpointError(msg)
+
+
+def _check_tensors(shards: Shards, config: DecoderConfig) -> None:
+    expected = config.shapes()
+    missing = [name for name in expected if name not in shards.entries]
+    if missing:
+        msg = f"the checkpoint lacks {len(missing)} of {len(expected)} tensors, the first are {', '.join(missing[:3])}"
+        raise CheckpointError(msg)
+    for name, shape in expected.items():
+        entry = shards.entry(name)
+        allowed = {shape}
+        if match := QK_NORM.fullmatch(name):
+            allowed.add((config.num_heads if match[1] == "q" else config.num_kv_heads, config.head_dim))
+        if entry.shape not in allowed:
+            wanted = " or ".join(str(list(shape)) for shape in sorted(allowed))
+            msg = f"{entry.path}: {name} should have the shape {wanted} by config.json, got {list(entry.shape)}"
+            raise CheckpointError(msg)
+        if entry.dtype not in FLOATS:
+            msg = f"{entry.path}: {name} is {entry.dtype}, expected float32, bfloat16 or float16; is it quantised?"
+            raise CheckpointError(msg)
+    tied = {HEAD} if config.tied_embeddings else set()
+    strange = [
+        name
+        for name in shards.entries
+        if name not in expected and name not in tied and not name.startswith(INSIDE) and not RECOMPUTED.fullmatch(name)
+    ]
+    if strange:
+        shown = ", ".join(sorted(strange)[:5])
+        msg = f"ignored {len(strange)} tensors this package does not know, the first are {shown}"
+        warnings.warn(msg, CompatibilityWarning, stacklevel=3)
+
+
+def _fit(vocabulary: Vocabulary, size: int) -> Vocabulary:
+    """The tokenizer's vocabulary with as many ids as the model has rows."""
+    if vocabulary.size > size:
+        msg = (
+            f"tokenizer.json has {vocabulary.size} ids, config.json a vocab_size of {size}: they do not belong together"
+        )
+        raise CheckpointError(msg)
+    return replace(vocabulary, size=size)
+
+
+def _check_codebook(vocabulary: Vocabulary, vq: VQFiles) -> None:
+    shape = vq.shapes.get("quantize.embedding.weight")
+    if shape is None or shape[0] != vocabulary.codes:
+        found = "no quantize.embedding.weight" if shape is None else f"{shape[0]} codes"
+        msg = f"the tokenizer has {vocabulary.codes} image codes, the VQ weights {found}: they do not belong together"
+        raise CheckpointError(msg)
+
+
+def _absorb(digest: hashlib._Hash, label: str, content: bytes) -> None:
+    # Lengths first, so that no two different sequences of parts can run together into the same bytes.
+    digest.update(f"{len(label)} {len(content)} {label}".encode())
+    digest.update(content)
+
+
+def _absorb_shards(digest: hashlib._Hash, shards: Shards) -> None:
+    for path in shards.files():
+        entries = sorted((name, entry) for name, entry in shards.entries.items() if entry.path == path)
+        with path.open("rb") as file:
+            for name, entry in entries:
+                file.seek(entry.offset)
+                label = f"{path.name} {path.stat().st_size} {name} {entry.dtype} {entry.shape}"
+                _absorb(digest, label, file.read(min(SAMPLE_BYTES, entry.nbytes)))
+
+
+def _both_ends(path: Path) -> bytes:
+    with path.open("rb") as file:
+        start = file.read(SAMPLE_BYTES)
+        file.seek(-min(SAMPLE_BYTES, path.stat().st_size), 2)
+        return start + file.read()

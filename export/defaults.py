@@ -1,0 +1,117 @@
+"""What a checkpoint cannot say itself: the sizes it was trained for, and how to sample from it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mgpt_edge.export.shards import read_json
+from mgpt_edge.runtime.errors import CheckpointError
+
+SOURCE = "mgpt.json"
+
+# Target size in pixels of the public checkpoints, by the last part of the repository's name.
+TARGET_SIZES = {
+    "Lumina-mGPT-7B-512": 512,
+    "Lumina-mGPT-7B-512-MultiImage": 512,
+    "Lumina-mGPT-7B-768": 768,
+    "Lumina-mGPT-7B-768-Omni": 768,
+    "Lumina-mGPT-7B-1024": 1024,
+    "Lumina-mGPT-34B-512": 512,
+    "Chameleon_7B_mGPT": 512,
+    "Chameleon_34B_mGPT": 512,
+}
+
+# Public checkpoints of the family that cannot be exported, and why: said before gigabytes are fetched.
+UNSUPPORTED = {
+    "Lumina-mGPT-7B-768-bnb-int4": (
+        "its weights are packed by bitsandbytes; export Alpha-VLLM/Lumina-mGPT-7B-768 with --precision int4 instead"
+    ),
+    "Lumina-mGPT-2.0": "Lumina-mGPT 2.0 has another tokenizer and another VQ model (MoVQGAN), not supported yet",
+    "Lumina-mGPT-2.0-Omni": "Lumina-mGPT 2.0 has another tokenizer and another VQ model (MoVQGAN), not supported yet",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """Settings used where a request gives none.
+
+    Args:
+        name: what `mgpt inspect` calls the checkpoint.
+        target_size: side in pixels of the square it was trained for; None where nobody said (give --target-size).
+        guidance: classifier-free guidance scale; 1 is none.
+        top_k: candidates at an image code.
+        temperature: of both modes.
+        text_top_k: candidates at a text token.
+        sizes: (width, height) pairs it was trained for; empty means the crop list of `target_size`.
+
+    Raises:
+        CheckpointError: a value is of the wrong type or out of range.
+    """
+
+    name: str
+    target_size: int | None = None
+    guidance: float = 4.0
+    top_k: int = 2000
+    temperature: float = 1.0
+    text_top_k: int = 10
+    sizes: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        self._check("name", "a name", isinstance(self.name, str) and self.name != "")
+        self._check("target_size", "a multiple of 32 pixels", self.target_size is None or _is_side(self.target_size))
+        for key in ("guidance", "temperature"):
+            value = getattr(self, key)
+            self._check(key, "a finite number from 0", type(value) in {int, float} and 0 <= value < math.inf)
+        for key in ("top_k", "text_top_k"):
+            value = getattr(self, key)
+            self._check(key, "a whole number from 1", type(value) is int and value >= 1)
+        pairs = all(isinstance(size, tuple) and len(size) == 2 and all(map(_is_side, size)) for size in self.sizes)
+        self._check("sizes", "pairs [width, height] of multiples of 32 pixels", pairs)
+
+    def _check(self, key: str, expected: str, holds: bool) -> None:
+        if not holds:
+            msg = f"{SOURCE}: {key} must be {expected}, got {getattr(self, key)!r}"
+            raise CheckpointError(msg)
+
+    @classmethod
+    def find(cls, folder: Path, source: str) -> Defaults:
+        """Reads `mgpt.json` in `folder`; without it, what is known of the repository or folder called `source`."""
+        if (folder / SOURCE).is_file():
+            return cls.from_json(read_json(folder / SOURCE), fallback_name=_last(source))
+        known = known_name(source, TARGET_SIZES)
+        return cls(name=known or _last(source), target_size=TARGET_SIZES[known] if known else None)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], fallback_name: str) -> Defaults:
+        """Checks a parsed `mgpt.json`; an unknown key is an error, since nobody else writes this file."""
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+                msg = f"{SOURCE}: unknown key {key!r}; the nearest is {near!r}"
+                raise CheckpointError(msg)
+        sizes = values.get("sizes", [])
+        if not isinstance(sizes, list):
+            msg = f"{SOURCE}: sizes must be a list, got {sizes!r}"
+            raise CheckpointError(msg)
+        pairs = tuple(tuple(size) if isinstance(size, list) else size for size in sizes)
+        return cls(**{"name": fallback_name} | values | {"sizes": pairs})
+
+
+def known_name(source: str, names: dict[str, Any]) -> str | None:
+    """Which of `names` a repository id or folder is called, the cache's `models--owner--name/snapshots/…` included."""
+    parts = source.replace("\\", "/").replace("--", "/").lower().split("/")
+    by_lower = {name.lower(): name for name in names}
+    return next((by_lower[part] for part in reversed(parts) if part in by_lower), None)
+
+
+def _last(source: str) -> str:
+    return Path(source).name or "checkpoint"
+
+
+def _is_side(value: object) -> bool:
+    return type(value) is int and 32 <= value <= 8192 and value % 32 == 0
