@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..runtime.rotary import rotary_tables
+from mgpt_edge.runtime.rotary import rotary_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .config import DecoderConfig
+    from mgpt_edge.export.config import DecoderConfig
 
     Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
     """(layer, q [B,W,heads,D], k and v [B,W,kv_heads,D]) -> y [B,W,heads,D]; applies the rotation."""
@@ -168,7 +168,7 @@ class SwiGLU(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Statistics in float32; the normalised value is cast back before the weight is applied."""
+    """Root-mean-square norm (arXiv 1910.07467) with statistics in float32, cast back before the weight is applied."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -176,7 +176,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight * F.rms_norm(x.float(), (x.shape[-1],), None, self.eps).to(x.dtype)
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return self.weight * F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

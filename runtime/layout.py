@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import InvalidRequest
+from mgpt_edge.runtime.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from .vocabulary import Vocabulary
+    from mgpt_edge.runtime.vocabulary import Vocabulary
 
 GRID_PIXELS = 32
 """A grid token counts units of this many pixels, in every checkpoint of the family."""

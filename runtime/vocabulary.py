@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 
-from .errors import BundleError
+from mgpt_edge.runtime.errors import BundleError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

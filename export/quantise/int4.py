@@ -1,0 +1,46 @@
+"""INT4 weights in blocks along the input, float activations: the fewest bytes a token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mgpt_edge.runtime.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BLOCK = 32
+
+
+def pack(weight: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Weight [out, in] -> pairs of 4-bit values uint8 [out, in / BLOCK, BLOCK / 2], low half first, and scales.
+
+    Scales are [out, in / BLOCK]; a value q stands for (q - 8) * scale. The scale takes the sign that lets
+    the largest value of a block stand at -8, the one end of the range that has no opposite.
+
+    Raises:
+        CheckpointError: `in` is no multiple of BLOCK.
+    """
+    out, width = weight.shape
+    if width % BLOCK:
+        msg = f"int4 packs blocks of {BLOCK} inputs, and a linear layer here has {width}; export with --precision int8"
+        raise CheckpointError(msg)
+    packed = np.empty((out, width // BLOCK, BLOCK // 2), np.uint8)
+    scales = np.empty((out, width // BLOCK), np.float32)
+    for start in range(0, out, 1024):  # in pieces, to keep the float temporaries small
+        rows = slice(start, start + 1024)
+        blocks = weight[rows].reshape(-1, width // BLOCK, BLOCK)
+        extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)
+        scale = np.where(extreme == 0, np.float32(1), extreme / np.float32(-8))
+        values = np.clip(np.rint(blocks / scale) + 8, 0, 15).astype(np.uint8)
+        packed[rows] = values[..., ::2] | values[..., 1::2] << 4
+        scales[rows] = scale[..., 0]
+    return packed, scales
+
+
+def unpack(packed: NDArray[np.uint8], scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The weight [out, in] that `pack`'s result stands for."""
+    values = np.stack((packed & 15, packed >> 4), -1).reshape(*scales.shape, BLOCK).astype(np.float32) - 8
+    return (values * scales[..., None]).reshape(len(packed), -1)
