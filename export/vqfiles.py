@@ -145,12 +145,7 @@ def _read_ckpt(path: Path) -> dict[str, torch.Tensor]:
     stay in the file until they are used, unless the file is of torch's format from before 1.6.
     """
     try:
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = _load_weights_only(path)
     except UnpicklingError as error:
         raise CheckpointError(_foreign_class(path, str(error))) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -162,6 +157,18 @@ def _read_ckpt(path: Path) -> dict[str, torch.Tensor]:
         msg = f"{path}: expected a state_dict of tensors, got {type(loaded).__name__}"
         raise CheckpointError(msg)
     return tensors
+
+
+def _load_weights_only(path: Path) -> Any:
+    with warnings.catch_warnings():
+        # torch warns of pickle protocols it did not write itself; what it cannot read raises all the same.
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _foreign_class(path: Path, error: str) -> str:

@@ -1,0 +1,54 @@
+"""Tiny checkpoints of the family's kinds, complete on disk, for any test that needs one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mgpt_edge.bench.random_checkpoint import SHAPES
+from mgpt_edge.bench.random_checkpoint import write_checkpoint as write
+from mgpt_edge.bench.random_tokenizer import family_tokenizer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LIKE_7B: dict[str, Any] = {}
+LIKE_34B: dict[str, Any] = {
+    "num_heads": 8,
+    "num_kv_heads": 4,
+    "head_dim": 8,
+    "model_parallel_size": 4,
+    "swin_norm": True,
+}
+
+
+def tiny_tokenizer(codes: int = 64) -> str:
+    """A tokenizer.json with the family's special names, all 256 bytes and a few words."""
+    return family_tokenizer(codes)
+
+
+def write_checkpoint(
+    folder: Path,
+    config_overrides: dict[str, Any] | None = None,
+    seed: int = 0,
+    *,
+    dtype: torch.dtype = torch.float32,
+    vq: bool = True,
+    shard_bytes: int = 1 << 30,
+) -> Path:
+    """Writes a tiny random checkpoint: 64 codes, 2 layers 64 wide, and a VQ model 16 channels wide.
+
+    Args:
+        folder: made if it is not there.
+        config_overrides: fields of `DecoderConfig`; `LIKE_7B` and `LIKE_34B` are the family's two kinds.
+        seed: of the weights.
+        dtype: of the decoder's weights.
+        vq: whether to write the VQ files too.
+        shard_bytes: largest file of decoder weights; a small number gives several shards and an index.
+    """
+    tiny = SHAPES["tiny"]
+    shape = replace(tiny, decoder=replace(tiny.decoder, **(config_overrides or {})))
+    write(folder, shape, seed=seed, dtype=dtype, vq=vq, shard_bytes=shard_bytes)
+    return folder
