@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import ml_dtypes
 import torch
 
 from mgpt_edge.export import hub
@@ -20,6 +21,9 @@ from mgpt_edge.export.vqfiles import CKPT, HELP, INSIDE, VQFiles
 from mgpt_edge.runtime.errors import CheckpointError, CompatibilityWarning
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from mgpt_edge.export.vqgan import VQConfig
     from mgpt_edge.runtime.vocabulary import Vocabulary
 
@@ -97,6 +101,16 @@ class Checkpoint:
 
     def dtype(self, name: str) -> torch.dtype:
         return self.shards.entry(self._stored(name)).dtype
+
+    def array(self, name: str) -> NDArray[np.generic]:
+        """`tensor` as an array; bfloat16 in the type that ml_dtypes adds to NumPy."""
+        return to_array(self.tensor(name))
+
+    @property
+    def norm_groups(self) -> tuple[int, int]:
+        """Stored rows of the query and key norms; every layer has as many."""
+        q, k = (self.shape(f"model.layers.0.self_attn.{x}_norm.weight")[0] for x in "qk")
+        return q, k
 
     @property
     def total_bytes(self) -> int:
@@ -236,6 +250,13 @@ def _check_tensors(shards: Shards, config: DecoderConfig) -> None:
         shown = ", ".join(sorted(strange)[:5])
         msg = f"ignored {len(strange)} tensors this package does not know, the first are {shown}"
         warnings.warn(msg, CompatibilityWarning, stacklevel=3)
+
+
+def to_array(tensor: torch.Tensor) -> NDArray[np.generic]:
+    """A tensor's memory as a NumPy array, in its own dtype."""
+    if tensor.dtype == torch.bfloat16:  # NumPy has none of its own
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
 
 
 def _fit(vocabulary: Vocabulary, size: int) -> Vocabulary:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
     from pathlib import Path
 
 INLINE_BYTES = 1024
@@ -20,11 +20,8 @@ def graph_bytes(model: ir.Model) -> int:
     return sum(value.const_value.nbytes for value in model.graph.initializers.values())
 
 
-def write_graph(model: ir.Model, folder: Path, name: str, progress: Callable[[int], None]) -> None:
-    """Writes `name`.onnx and `name`.data into `folder`; `progress` is told the bytes of each weight.
-
-    At most one weight is in memory at a time.
-    """
+def write_graph(model: ir.Model, folder: Path, name: str) -> Iterator[int]:
+    """Writes `name`.onnx and `name`.data into `folder`, a weight at a time; yields the bytes of each."""
     data = folder / f"{name}.data"
     with data.open("wb") as file:
         for value in model.graph.initializers.values():
@@ -33,7 +30,7 @@ def write_graph(model: ir.Model, folder: Path, name: str, progress: Callable[[in
                 value.const_value = ir.tensor(array, dtype=value.const_value.dtype, name=value.name)
             else:
                 value.const_value = _append(file, data, value.const_value, array)
-            progress(array.nbytes)
+            yield array.nbytes
     if not data.stat().st_size:
         data.unlink()
     ir.save(model, folder / f"{name}.onnx")

@@ -47,19 +47,7 @@ class Decoder(nn.Module):
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Tokens [B, T] of whole sequences -> normalised hidden states [B, T, hidden]."""
-        config = self.config
-        cos, sin = (
-            torch.from_numpy(table).to(tokens.device)
-            for table in rotary_tables(tokens.shape[1], config.head_dim, config.rope_theta)
-        )
-
-        def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-            q, k, v = (x.transpose(1, 2) for x in (q, k, v.to(q.dtype)))
-            grouped = config.num_heads != config.num_kv_heads
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2)
-
-        return self.model(tokens, attend)
+        return self.model(tokens, causal_attention(self.config, tokens.shape[1], tokens.device))
 
     def forward(self, tokens: Tensor, lengths: Tensor, cos: Tensor, sin: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
         """One pass over new tokens of rows that each have a past of their own; this is what is traced.
@@ -179,6 +167,19 @@ class RMSNorm(nn.Module):
         if x.dtype == torch.float32:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return self.weight * F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype)
+
+
+def causal_attention(config: DecoderConfig, length: int, device: torch.device) -> Attend:
+    """Attention of whole sequences of `length` tokens to themselves, without a cache."""
+    tables = rotary_tables(length, config.head_dim, config.rope_theta)
+    cos, sin = (torch.from_numpy(table).to(device) for table in tables)
+    grouped = config.num_heads != config.num_kv_heads
+
+    def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (rotate(q, cos, sin), rotate(k, cos, sin), v))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(1, 2)
+
+    return attend
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

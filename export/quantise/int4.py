@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from mgpt_edge.runtime.errors import CheckpointError
 
@@ -44,3 +46,19 @@ def unpack(packed: NDArray[np.uint8], scales: NDArray[np.float32]) -> NDArray[np
     """The weight [out, in] that `pack`'s result stands for."""
     values = np.stack((packed & 15, packed >> 4), -1).reshape(*scales.shape, BLOCK).astype(np.float32) - 8
     return (values * scales[..., None]).reshape(len(packed), -1)
+
+
+class Int4Linear(nn.Module):
+    """The exported linear with exact float activations; ONNX Runtime rounds them to 8 bits in each block.
+
+    Args:
+        weight: float32 [out, in].
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.from_numpy(unpack(*pack(weight.float().numpy()))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float32 [..., in] -> float32 [..., out]."""
+        return x @ self.weight.T

@@ -1,0 +1,195 @@
+"""A checkpoint becomes a bundle: traced, lowered, written, and measured once before it is called done."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mgpt_edge.export import trace
+from mgpt_edge.export.checkpoint import to_array
+from mgpt_edge.export.golden import golden_logits
+from mgpt_edge.export.graphfile import graph_bytes, write_graph
+from mgpt_edge.export.lower import cpu
+from mgpt_edge.export.tokenizer import text_tokenizer
+from mgpt_edge.export.invariance import width_invariant
+from mgpt_edge.runtime import manifest as m
+from mgpt_edge.runtime.bundle import MANIFEST, Bundle, sha256, write_atomically
+from mgpt_edge.runtime.errors import BundleError, InvalidRequest
+from mgpt_edge.runtime.golden import FILE as GOLDEN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    from mgpt_edge.export.checkpoint import Checkpoint
+
+    Progress = Callable[[str, int, int], None]
+    """(what is being done, bytes written, bytes in all)"""
+
+ENGINES = {"cpu": cpu.PRECISIONS}
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    precision: str = "int8",
+    engine: str = "cpu",
+    target_size: int | None = None,
+    progress: Progress = lambda *_: None,
+) -> Bundle:
+    """Writes a bundle of one precision for one engine.
+
+    Weights are read, packed and written one at a time. Everything is written beside `out` and renamed
+    at the end: interrupted, it leaves nothing.
+
+    Args:
+        checkpoint: opened.
+        out: folder to make; it must not exist.
+        precision: one of `ENGINES[engine]`.
+        engine: one of `ENGINES`.
+        target_size: side in pixels it was trained for, where the checkpoint does not say.
+        progress: told after each weight.
+
+    Raises:
+        InvalidRequest: an unknown precision or engine, or no target size.
+        CheckpointError: a weight cannot be read or packed.
+        BundleError: `out` exists or cannot be written.
+    """
+    _check_request(checkpoint, precision, engine, target_size)
+    with _temporary(out) as folder:
+        graphs = _lower(checkpoint, precision)
+        total = sum(map(graph_bytes, graphs.values()))
+        done = 0
+        for name, graph in graphs.items():
+            for count in write_graph(graph, folder, name):
+                done += count
+                progress(name, done, total)
+        (folder / "tokenizer.json").write_text(text_tokenizer(checkpoint.tokenizer_json), encoding="utf-8")
+        progress("golden logits", total, total)
+        golden = golden_logits(checkpoint, precision)
+        (folder / GOLDEN).write_text(json.dumps(golden.to_json()), encoding="utf-8")
+        manifest = _manifest(checkpoint, folder, precision, engine, target_size or checkpoint.defaults.target_size)
+        write_atomically(folder / MANIFEST, (json.dumps(manifest.to_json(), indent=1) + "\n").encode())
+    return Bundle.peek(out)
+
+
+def _check_request(checkpoint: Checkpoint, precision: str, engine: str, target_size: int | None) -> None:
+    if engine not in ENGINES:
+        msg = f"unknown engine {engine!r}; this version exports for: {', '.join(ENGINES)}"
+        raise InvalidRequest(msg)
+    if precision not in ENGINES[engine]:
+        msg = f"unknown precision {precision!r}; engine {engine} has: {', '.join(ENGINES[engine])}"
+        raise InvalidRequest(msg)
+    if target_size is None and checkpoint.defaults.target_size is None:
+        msg = "nothing says which picture size this checkpoint was trained for; give --target-size, such as 768"
+        raise InvalidRequest(msg)
+
+
+@contextlib.contextmanager
+def _temporary(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes `out` at the end, or vanishes."""
+    if out.exists():
+        msg = f"{out} exists already; give another place with -o, or remove it"
+        raise BundleError(msg)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        msg = f"can't write to {out.parent}: {error.strerror or error}"
+        raise BundleError(msg) from error
+    try:
+        folder.chmod(0o755)
+        yield folder
+        folder.rename(out)
+    except OSError as error:
+        msg = f"can't write {out}: {error.strerror or error}; nothing was left behind"
+        raise BundleError(msg) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lower(checkpoint: Checkpoint, precision: str) -> dict[str, ir.Model]:
+    config, vocabulary = checkpoint.config, checkpoint.vocabulary
+
+    def head(start: int, stop: int) -> ir.Model:
+        graph = trace.trace_head(config.hidden_size, stop - start)
+        return cpu.lower_head(graph, lambda _: checkpoint.array("lm_head.weight")[start:stop], precision)
+
+    graphs = {
+        "decoder": cpu.lower_decoder(trace.trace_decoder(config, checkpoint.norm_groups), checkpoint.array, precision),
+        "head_image": head(*vocabulary.code_range),
+        "head_text": head(0, vocabulary.size),
+    }
+    vq = checkpoint.vq
+    if vq is not None:
+
+        def read_vq(name: str) -> NDArray[np.generic]:
+            return to_array(vq.load(name.removeprefix("module.")))
+
+        graphs["vq_encoder"] = cpu.lower_vq(trace.trace_vq_encoder(vq.config), read_vq)
+        if vq.has_decoder:
+            graphs["vq_decoder"] = cpu.lower_vq(trace.trace_vq_decoder(vq.config), read_vq)
+    return graphs
+
+
+def _manifest(checkpoint: Checkpoint, folder: Path, precision: str, engine: str, target_size: int) -> m.Manifest:
+    config, defaults, vq = checkpoint.config, checkpoint.defaults, checkpoint.vq
+    packages = ("mgpt-edge", "torch", "onnx", "onnxruntime", "onnxscript")
+    return m.Manifest(
+        schema=m.SCHEMA,
+        name=defaults.name,
+        engine=engine,
+        precision=precision,
+        width_invariant=width_invariant(checkpoint, precision),
+        vocabulary=checkpoint.vocabulary,
+        dimensions=m.Dimensions(
+            layers=config.num_layers,
+            hidden_size=config.hidden_size,
+            heads=config.num_heads,
+            kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            rope_theta=config.rope_theta,
+        ),
+        pictures=m.Pictures(
+            stride=16 if vq is None else vq.config.stride,
+            channels=128 if vq is None else vq.config.channels,
+            target_size=target_size,
+            sizes=defaults.sizes,
+        ),
+        defaults=m.Defaults(
+            guidance=defaults.guidance,
+            top_k=defaults.top_k,
+            text_top_k=defaults.text_top_k,
+            temperature=defaults.temperature,
+        ),
+        files=_files(folder),
+        created={
+            "checkpoint": checkpoint.fingerprint(),
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **{name: version(name) for name in packages},
+        },
+    )
+
+
+def _files(folder: Path) -> dict[str, m.FileEntry]:
+    paths = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    return {path.name: m.FileEntry(bytes=path.stat().st_size, sha256=sha256(path)) for path in paths}
+
+
+def no_decoder(checkpoint: Checkpoint) -> str | None:
+    """What a user must know of a checkpoint that cannot draw by itself."""
+    if checkpoint.vq is None:
+        return f"{checkpoint.source} has no VQ files: the bundle will not draw nor read pictures; give them with --vq"
+    if not checkpoint.vq.has_decoder:
+        return f"{checkpoint.source} has the VQ encoder only: the bundle reads pictures but draws none; give --vq"
+    return None

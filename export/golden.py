@@ -1,0 +1,56 @@
+"""Golden logits: what a bundle must compute, by the PyTorch reference and not by the engine itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from mgpt_edge.export.model import Block, causal_attention
+from mgpt_edge.export.quantise import quantised_linear
+from mgpt_edge.runtime.golden import Golden
+
+if TYPE_CHECKING:
+    from mgpt_edge.export.checkpoint import Checkpoint
+
+TOKENS = 48
+SAMPLED_CODES = 64
+
+
+@torch.inference_mode()
+def golden_logits(checkpoint: Checkpoint, precision: str) -> Golden:
+    """Logits of a random picture's beginning, by the plain PyTorch decoder with its linears quantised.
+
+    Layers are read, used and dropped one at a time, so this needs the memory of one layer.
+    """
+    vocabulary, config = checkpoint.vocabulary, checkpoint.config
+    low, high = vocabulary.code_range
+    rng = np.random.default_rng(0)
+    tokens = [vocabulary.bos, vocabulary.begin_image, *rng.integers(low, high, TOKENS - 2).tolist()]
+    ids = np.sort(rng.choice(vocabulary.codes, min(SAMPLED_CODES, vocabulary.codes), replace=False))
+    x = checkpoint.tensor("model.embed_tokens.weight")[tokens].float()[None]
+    attend = causal_attention(config, len(tokens), x.device)
+    for layer in range(config.num_layers):
+        x = load_block(checkpoint, layer, precision)(x, attend)
+    x = nn.functional.rms_norm(x[:, -1], x.shape[-1:], checkpoint.tensor("model.norm.weight").float(), config.norm_eps)
+    head = quantised_linear(checkpoint.tensor("lm_head.weight")[low:high], precision)
+    return Golden(tokens=tokens, ids=ids.tolist(), logits=head(x)[0, ids].tolist())
+
+
+def load_block(checkpoint: Checkpoint, layer: int, precision: str) -> Block:
+    """One layer of the checkpoint in float32, its linears as `precision` has them."""
+    prefix = f"model.layers.{layer}."
+    groups = checkpoint.norm_groups
+    with torch.device("meta"):
+        block = Block(checkpoint.config, layer, groups).eval()
+    for name, module in list(block.named_modules()):
+        if isinstance(module, nn.Linear):
+            weight = checkpoint.tensor(f"{prefix}{name}.weight")
+            block.set_submodule(name, quantised_linear(weight, precision))
+        else:
+            for key in dict(module.named_parameters(recurse=False)):
+                value = checkpoint.tensor(f"{prefix}{name}.{key}").float()
+                setattr(module, key, nn.Parameter(value, requires_grad=False))
+    return block

@@ -1,0 +1,69 @@
+"""Measures whether a token's hidden state has the same bits in a pass of any width."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnxruntime as ort
+
+from mgpt_edge.export.graphfile import write_graph
+from mgpt_edge.export.lower import cpu
+from mgpt_edge.export.trace import trace_decoder
+from mgpt_edge.runtime.rotary import rotary_tables
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from mgpt_edge.export.checkpoint import Checkpoint
+
+LAYERS = 2  # kernels are chosen by shape, so two layers behave as all do, and fit in memory
+TOKENS = 192
+WIDTHS = (1, 2, 5, 16)
+
+
+def width_invariant(checkpoint: Checkpoint, precision: str) -> bool:
+    """Runs the first layers over random tokens in passes of several widths and compares the bits."""
+    config = replace(checkpoint.config, num_layers=min(LAYERS, checkpoint.config.num_layers))
+    graph = trace_decoder(config, checkpoint.norm_groups)
+    graph = cpu.lower_decoder(graph, checkpoint.array, precision)
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in write_graph(graph, Path(folder), "decoder"):
+            pass
+        session = ort.InferenceSession(Path(folder) / "decoder.onnx", providers=["CPUExecutionProvider"])
+        low, high = checkpoint.vocabulary.code_range
+        tokens = np.random.default_rng(0).integers(low, high, TOKENS)
+        tables = rotary_tables(TOKENS + 1, config.head_dim, config.rope_theta)
+        whole = _hidden(session, tokens, TOKENS, tables)
+        return all(np.array_equal(whole, _hidden(session, tokens, width, tables)) for width in WIDTHS)
+
+
+def _hidden(
+    session: ort.InferenceSession,
+    tokens: NDArray[np.int64],
+    width: int,
+    tables: tuple[NDArray[np.float32], NDArray[np.float32]],
+) -> NDArray[np.float32]:
+    """Hidden states of the conditional row, fed `width` tokens a pass; the other row idles."""
+    capacity = len(tables[0])
+    inputs = {value.name: value.shape for value in session.get_inputs()}
+    cache = {
+        name: np.zeros([size if isinstance(size, int) else capacity for size in shape], np.float32)
+        for name, shape in inputs.items()
+        if name.startswith("past")
+    }
+    hidden = []
+    for start in range(0, len(tokens), width):
+        part = tokens[start : start + width]
+        end = start + len(part)
+        feed = {"cos": tables[0], "sin": tables[1], "tokens.0": part[None], "tokens.1": np.zeros((1, 1), np.int64)}
+        for row, length in enumerate((end, 1)):
+            feed |= {f"seqlen.{row}": np.array([length - 1], np.int32), f"total.{row}": np.array(length, np.int32)}
+        states, *present = session.run(None, feed | cache)
+        names = (value.name.replace("present", "past") for value in session.get_outputs()[1:])
+        cache = dict(zip(names, present, strict=True))
+        hidden.append(states[0, : len(part)])
+    return np.concatenate(hidden)

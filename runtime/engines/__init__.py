@@ -1,0 +1,1 @@
+"""Engines, a file each, behind one interface (`base`)."""

@@ -1,0 +1,203 @@
+"""ONNX Runtime on the CPU: buffers bound once, the cache updated in place."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mgpt_edge.runtime._native import KvRows
+from mgpt_edge.runtime.errors import IncompatibleEngine, OutOfMemory
+from mgpt_edge.runtime.rotary import rotary_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from mgpt_edge.runtime.bundle import Bundle
+    from mgpt_edge.runtime.engines.base import Head
+
+ROWS = 2
+
+
+def onnxruntime() -> Any:
+    """The installed ONNX Runtime module.
+
+    Raises:
+        IncompatibleEngine: none is installed, or two that overwrite each other.
+    """
+    found = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
+    if len(found) == 2:
+        msg = (
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
+            "keep one: pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'mgpt-edge[cpu]' (or [cuda])"
+        )
+        raise IncompatibleEngine(msg)
+    try:
+        import onnxruntime as module
+    except ImportError as error:
+        msg = f"no ONNX Runtime can be imported ({error}); install one: pip install 'mgpt-edge[cpu]' (or [cuda])"
+        raise IncompatibleEngine(msg) from error
+    return module
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+class OrtEngine:
+    """The graphs of a `cpu` bundle; each is loaded when first used, the decoder at once.
+
+    Args:
+        bundle: opened, of engine "cpu".
+        threads: of every pass.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        self.bundle = bundle
+        self.threads = threads
+        self.lock = threading.Lock()
+        self._sessions: dict[str, Any] = {}
+        self._tables = rotary_tables(1, 2, 1.0)
+        self.session("decoder")
+
+    def session(self, name: str) -> Any:
+        """The loaded graph `name`.onnx of the bundle.
+
+        Raises:
+            IncompatibleEngine: ONNX Runtime refuses it.
+        """
+        if name not in self._sessions:
+            ort = onnxruntime()
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = self.threads
+            options.log_severity_level = 3
+            path = self.bundle.path(f"{name}.onnx")
+            try:
+                self._sessions[name] = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # noqa: BLE001  ONNX Runtime's exceptions share no public base
+                msg = f"onnxruntime {ort.__version__} can't load {path}: {error}; see: mgpt doctor"
+                raise IncompatibleEngine(msg) from error
+        return self._sessions[name]
+
+    def open(self, capacities: tuple[int, int]) -> OrtRows:
+        return OrtRows(self, capacities)
+
+    def decode_pixels(self, codes: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self._run("vq_decoder", codes)
+
+    def encode_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+        return self._run("vq_encoder", pixels)
+
+    def _run(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        with self.lock:
+            session = self.session(name)
+            (result,) = session.run(None, {session.get_inputs()[0].name: array[None]})
+        return result[0]  # type: ignore[no-any-return]
+
+    def rotary(self, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Tables of at least `positions`; they grow and are shared by all streams."""
+        if len(self._tables[0]) < positions:
+            dimensions = self.bundle.manifest.dimensions
+            self._tables = rotary_tables(positions, dimensions.head_dim, dimensions.rope_theta)
+        return self._tables
+
+
+@dataclass(slots=True)
+class _Pass:
+    """Buffers of a pass of one shape, bound to the decoder's inputs and outputs."""
+
+    binding: Any
+    tokens: tuple[NDArray[np.int64], NDArray[np.int64]]
+    hidden: NDArray[np.float32]
+    last: list[int]
+
+
+class OrtRows:
+    """One stream's cache and buffers; `engines.base.Rows`.
+
+    Args:
+        engine: shared with other streams; its lock keeps a pass whole.
+        capacities: tokens each row can hold.
+    """
+
+    def __init__(self, engine: OrtEngine, capacities: tuple[int, int]) -> None:
+        d = engine.bundle.manifest.dimensions
+        self.engine = engine
+        # One slot more: an idle row still feeds a token, past its end, that is never counted.
+        slots = [capacity + 1 for capacity in capacities]
+        try:
+            self.cache = KvRows(d.layers, d.kv_heads, d.head_dim, slots)
+        except MemoryError as error:
+            msg = f"no memory for the K/V of {capacities[0]} + {capacities[1]} tokens; see: mgpt estimate"
+            raise OutOfMemory(msg) from error
+        self.tables = engine.rotary(max(slots))
+        self.seqlen = [np.zeros(1, np.int32) for _ in range(ROWS)]
+        self.total = [np.zeros((), np.int32) for _ in range(ROWS)]
+        self.selected = np.zeros((1, ROWS, d.hidden_size), np.float32)
+        self._pass = lru_cache(maxsize=8)(self._bind_pass)
+        self._head = lru_cache(maxsize=2)(self._bind_head)
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        return self.cache.length(0), self.cache.length(1)
+
+    def forward(self, tokens: tuple[Sequence[int], Sequence[int]], head: Head) -> NDArray[np.float32]:
+        counts = len(tokens[0]), len(tokens[1])
+        work = self._pass(counts[0] or 1, counts[1] or 1)
+        for row in range(ROWS):
+            work.tokens[row][0, :] = tokens[row] or 0
+            end = self.cache.length(row) + (counts[row] or 1)
+            self.seqlen[row][0] = end - 1
+            self.total[row][()] = end
+            self.cache.append(row, counts[row])
+        binding, logits = self._head(head)
+        with self.engine.lock:
+            self.engine.session("decoder").run_with_iobinding(work.binding)
+            self.selected[0] = work.hidden[0, work.last]
+            self.engine.session(f"head_{head}").run_with_iobinding(binding)
+        return logits
+
+    def rollback(self, lengths: tuple[int, int]) -> None:
+        for row, length in enumerate(lengths):
+            self.cache.rollback(row, length)
+
+    def _bind_pass(self, count0: int, count1: int) -> _Pass:
+        binding = self.engine.session("decoder").io_binding()
+        counts = count0, count1
+        tokens = np.zeros((1, count0), np.int64), np.zeros((1, count1), np.int64)
+        hidden = np.zeros((1, count0 + count1, self.selected.shape[2]), np.float32)
+        for name, table in zip(("cos", "sin"), self.tables, strict=True):
+            _bind(binding.bind_input, name, table)
+        for row in range(ROWS):
+            _bind(binding.bind_input, f"tokens.{row}", tokens[row])
+            _bind(binding.bind_input, f"seqlen.{row}", self.seqlen[row])
+            _bind(binding.bind_input, f"total.{row}", self.total[row])
+        _bind(binding.bind_output, "hidden", hidden)
+        for layer in range(self.engine.bundle.manifest.dimensions.layers):
+            for row in range(ROWS):
+                for kind, array in (("key", self.cache.k(layer, row)), ("value", self.cache.v(layer, row))):
+                    _bind(binding.bind_input, f"past.{layer}.{kind}.{row}", array)
+                    _bind(binding.bind_output, f"present.{layer}.{kind}.{row}", array)
+        return _Pass(binding, tokens, hidden, [counts[0] - 1, sum(counts) - 1])
+
+    def _bind_head(self, head: Head) -> tuple[Any, NDArray[np.float32]]:
+        vocabulary = self.engine.bundle.manifest.vocabulary
+        binding = self.engine.session(f"head_{head}").io_binding()
+        logits = np.zeros((1, ROWS, vocabulary.codes if head == "image" else vocabulary.size), np.float32)
+        _bind(binding.bind_input, "hidden", self.selected)
+        _bind(binding.bind_output, "logits", logits)
+        return binding, logits[0]
+
+
+def _bind(bind: Any, name: str, array: NDArray[Any]) -> None:
+    bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

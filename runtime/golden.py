@@ -1,0 +1,54 @@
+"""Checking a bundle against the logits that were stored with it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mgpt_edge.runtime.errors import BundleError
+
+if TYPE_CHECKING:
+    from mgpt_edge.runtime.bundle import Bundle
+    from mgpt_edge.runtime.engines.base import Engine
+
+FILE = "golden.json"
+LARGEST_ERROR = {"fp32": 1e-3, "int8": 5e-2, "int4": 5e-2}
+"""Relative to the logits' own size: other machines have other kernels, damage is far above this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """`logits[i]` is the image logit of code `ids[i]` after `tokens`."""
+
+    tokens: list[int]
+    ids: list[int]
+    logits: list[float]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def recompute(bundle: Bundle, engine: Engine) -> float:
+    """Largest error of the golden logits computed here, relative to the largest golden logit.
+
+    Raises:
+        BundleError: they differ by more than rounding can explain.
+    """
+    try:
+        golden = Golden(**json.loads(bundle.path(FILE).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        msg = f"{bundle.folder / FILE} can't be read: {error}"
+        raise BundleError(msg) from error
+    logits = engine.open((len(golden.tokens), 0)).forward((golden.tokens, ()), "image")[0]
+    expected = np.array(golden.logits)
+    error = float(np.abs(logits[golden.ids] - expected).max() / np.abs(expected).max())
+    if not error <= LARGEST_ERROR[bundle.manifest.precision]:
+        msg = (
+            f"{bundle.folder}: golden logits are off by {error:.2g}, expected at most "
+            f"{LARGEST_ERROR[bundle.manifest.precision]:g}; this machine or its ONNX Runtime computes something else"
+        )
+        raise BundleError(msg)
+    return error

@@ -1,0 +1,101 @@
+"""Memory known before the first token: what a bundle and a picture need, and what the machine has."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mgpt_edge.runtime.errors import OutOfMemory
+
+if TYPE_CHECKING:
+    from mgpt_edge.runtime.layout import ImageLayout
+    from mgpt_edge.runtime.manifest import Manifest
+
+PROCESS_BYTES = 100 << 20  # Python, NumPy and ONNX Runtime before a bundle is loaded (measured)
+VQ_BYTES_PER_PIXEL_CHANNEL = 4 * 5  # float32; feature maps at full size that live at once in the decoder's last level
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Bytes by what they are for."""
+
+    weights_bytes: int
+    cache_bytes: int
+    workspace_bytes: int
+    vq_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.cache_bytes + self.workspace_bytes + self.vq_bytes + PROCESS_BYTES
+
+
+def estimate(manifest: Manifest, layout: ImageLayout, capacities: tuple[int, int]) -> Estimate:
+    """What drawing one picture takes.
+
+    Args:
+        manifest: of the bundle.
+        layout: of the picture.
+        capacities: tokens of the conditional and the unconditional row.
+    """
+    d = manifest.dimensions
+    per_token = 2 * d.layers * d.kv_heads * d.head_dim * 4
+    tables = max(capacities) * d.head_dim * 4
+    prefill = capacities[0] - len(layout) + 8
+    vq = sum(entry.bytes for name, entry in manifest.files.items() if name.startswith("vq_decoder"))
+    return Estimate(
+        weights_bytes=manifest.weight_bytes,
+        cache_bytes=per_token * (sum(capacities) + 2) + tables,
+        workspace_bytes=prefill * d.hidden_size * 4 * 24 + 2 * manifest.vocabulary.codes * 4,
+        vq_bytes=vq + layout.width * layout.height * manifest.pictures.channels * VQ_BYTES_PER_PIXEL_CHANNEL,
+    )
+
+
+def check(manifest: Manifest, layout: ImageLayout, capacities: tuple[int, int]) -> None:
+    """Compares what a picture needs beyond the loaded weights with what is free now.
+
+    Raises:
+        OutOfMemory: it does not fit; names both numbers and what would fit.
+    """
+    need = estimate(manifest, layout, capacities)
+    more = need.total_bytes - need.weights_bytes - PROCESS_BYTES
+    free = available_bytes()
+    if more > free:
+        msg = (
+            f"a picture of {layout.width}x{layout.height} needs {mebibytes(more)} beyond the weights, "
+            f"{mebibytes(free)} are free; draw a smaller one, or see: mgpt estimate"
+        )
+        raise OutOfMemory(msg)
+
+
+def available_bytes() -> int:
+    """Memory that a new process can have without swapping, within the limits of its control group."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            limits.append(int(line.split()[1]) << 10)
+    group, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
+    if group.isdigit() and used.isdigit():
+        limits.append(int(group) - int(used))
+    return max(min(limits), 0)
+
+
+def physical_cores() -> int:
+    """Cores this process may use, two hardware threads of one core counted once."""
+    cores = set()
+    for cpu in os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1):
+        siblings = _read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").strip()
+        cores.add(siblings or str(cpu))
+    return len(cores)
+
+
+def mebibytes(count: int) -> str:
+    return f"{count / (1 << 20):,.0f} MiB"
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""
