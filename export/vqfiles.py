@@ -58,10 +58,9 @@ class VQFiles:
         Raises:
             CheckpointError: `vq` has no such files, a file is damaged, or it is a pickle with more than tensors.
         """
-        for place in (folder,) if vq is None else (vq,):
-            weights = _weights_at(place)
-            if weights is not None:
-                return cls._open(weights)
+        weights = _weights_at(folder if vq is None else vq)
+        if weights is not None:
+            return cls._open(weights)
         if vq is not None:
             msg = f"{vq}: neither {SAFETENSORS} nor {CKPT} is here; {HELP}"
             raise CheckpointError(msg)
@@ -102,6 +101,9 @@ class VQFiles:
 
 def yaml_of(hf_config: dict[str, Any]) -> dict[str, Any]:
     """Meta's yaml for a Hugging Face `vq_config`; a key it leaves out has transformers' default."""
+    if not isinstance(hf_config, dict):
+        msg = f"config.json: vq_config should be an object, got {hf_config!r}"
+        raise CheckpointError(msg)
     if hf_config.get("attn_type", "vanilla") != "vanilla":
         msg = f"config.json: vq_config.attn_type is {hf_config['attn_type']!r}, expected 'vanilla'"
         raise CheckpointError(msg)
@@ -112,7 +114,7 @@ def yaml_of(hf_config: dict[str, Any]) -> dict[str, Any]:
         "in_channels": hf_config.get("in_channels", 3),
         "out_ch": 3,
         "ch": hf_config.get("base_channels", 128),
-        "ch_mult": list(hf_config.get("channel_multiplier", [1, 1, 2, 2, 4])),
+        "ch_mult": hf_config.get("channel_multiplier", [1, 1, 2, 2, 4]),
         "num_res_blocks": hf_config.get("num_res_blocks", 2),
         "attn_resolutions": hf_config.get("attn_resolutions") or [],
         "dropout": hf_config.get("dropout", 0.0),

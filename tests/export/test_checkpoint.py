@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -337,6 +340,19 @@ def test_hostile_headers(tmp_path, entry, said):
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
     with pytest.raises(CheckpointError, match=said):
         Shards.open_file(path)
+
+
+@given(st.data())
+def test_a_header_with_flipped_bytes_gives_tensors_or_our_error(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("flipped") / "x.safetensors"
+    save_file({"a": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16)}, path)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    with contextlib.suppress(CheckpointError):
+        shards = Shards.open_file(path)
+        assert sum(shards.tensor(name).nbytes for name in shards.entries) == 32
 
 
 def test_a_file_that_shrinks_after_opening(folder):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mgpt_edge.bench.random_checkpoint import SHAPES, config_json
-from mgpt_edge.export.config import DecoderConfig
+from mgpt_edge.export.config import HARMLESS, NEUTRAL, DecoderConfig
 from mgpt_edge.runtime.errors import CheckpointError, CompatibilityWarning
 
 GOOD = {
@@ -106,6 +109,20 @@ def test_rope_theta_of_either_transformers(theta):
 def test_what_would_change_the_results_is_refused(changes, said):
     with pytest.raises(CheckpointError, match=said):
         read(**changes)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*sorted(HARMLESS), *NEUTRAL]), JSON, max_size=6))
+def test_whatever_stands_in_the_file_gives_a_config_or_our_error(changes):
+    with warnings.catch_warnings(), contextlib.suppress(CheckpointError):
+        warnings.simplefilter("ignore")
+        assert DecoderConfig.from_json(GOOD | changes).parameters > 0
 
 
 def test_a_misspelt_key_is_pointed_out():
