@@ -21,6 +21,8 @@ from mgpt_edge.export.vqfiles import CKPT, HELP, INSIDE, VQFiles
 from mgpt_edge.runtime.errors import CheckpointError, CompatibilityWarning
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -240,6 +242,7 @@ def _check_tensors(shards: Shards, config: DecoderConfig) -> None:
         if entry.dtype not in FLOATS:
             msg = f"{entry.path}: {name} is {entry.dtype}, expected float32, bfloat16 or float16; is it quantised?"
             raise CheckpointError(msg)
+    _check_norm_rows(shards, expected)
     tied = {HEAD} if config.tied_embeddings else set()
     strange = [
         name
@@ -257,6 +260,17 @@ def to_array(tensor: torch.Tensor) -> NDArray[np.generic]:
     if tensor.dtype == torch.bfloat16:  # NumPy has none of its own
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
+
+
+def _check_norm_rows(shards: Shards, names: Iterable[str]) -> None:
+    """One graph serves every layer, so each of the two norms has the same number of rows everywhere."""
+    rows: dict[str, int] = {}
+    for name in names:
+        if match := QK_NORM.fullmatch(name):
+            found = shards.entry(name).shape[0]
+            if rows.setdefault(match[1], found) != found:
+                msg = f"{name} has {found} rows, other {match[1]}_norm tensors {rows[match[1]]}: a mixed conversion"
+                raise CheckpointError(msg)
 
 
 def _fit(vocabulary: Vocabulary, size: int) -> Vocabulary:

@@ -88,6 +88,16 @@ def test_qk_norm_may_be_stored_a_row_for_each_head(folder):
         assert torch.equal(ours, expected)
 
 
+def test_qk_norm_of_mixed_conversions_is_refused(folder):
+    def expand(tensors: dict[str, torch.Tensor]) -> None:
+        name = "model.layers.1.self_attn.q_norm.weight"
+        tensors[name] = tensors[name].repeat_interleave(2, dim=0).contiguous()
+
+    rewrite(folder / "model.safetensors", expand)
+    with pytest.raises(CheckpointError, match="has 8 rows, other q_norm tensors 4"):
+        Checkpoint.open(folder)
+
+
 def test_tied_embeddings_serve_as_the_head(tmp_path):
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path, {"tied_embeddings": True}))
     assert "lm_head.weight" not in checkpoint.names()
