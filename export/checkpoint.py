@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import warnings
 from dataclasses import dataclass, replace
@@ -15,9 +14,10 @@ import torch
 from mgpt_edge.export import hub
 from mgpt_edge.export.config import DecoderConfig
 from mgpt_edge.export.defaults import UNSUPPORTED, Defaults, known_name
+from mgpt_edge.export.fingerprint import fingerprint
 from mgpt_edge.export.shards import Shards, read_json
 from mgpt_edge.export.tokenizer import read_vocabulary
-from mgpt_edge.export.vqfiles import CKPT, HELP, INSIDE, VQFiles
+from mgpt_edge.export.vqfiles import HELP, INSIDE, VQFiles
 from mgpt_edge.runtime.errors import CheckpointError, CompatibilityWarning
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 QK_NORM = re.compile(r"model\.layers\.\d+\.self_attn\.([qk])_norm\.(weight|bias)")
 # Rotary tables that old transformers versions stored; they are recomputed.
 RECOMPUTED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-SAMPLE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +113,9 @@ class Checkpoint:
         q, k = (self.shape(f"model.layers.0.self_attn.{x}_norm.weight")[0] for x in "qk")
         return q, k
 
+    def tensor_bytes(self, name: str) -> int:
+        return self.shards.entry(self._stored(name)).nbytes
+
     @property
     def total_bytes(self) -> int:
         """Bytes of the decoder's tensors in their files, without the VQ model."""
@@ -170,25 +172,9 @@ class Checkpoint:
         return self.vq.load(name)
 
     def fingerprint(self) -> str:
-        """SHA-256 that tells checkpoints apart without reading gigabytes.
-
-        It covers config.json, the tokenizer, mgpt.json and the VQ yaml whole; of every weights file its name and
-        size; and of every tensor its name, dtype, shape and first 4 KiB (of a VQ .ckpt: its first and last 4 KiB).
-        Two trainings differ in it. A change deep inside one tensor does not show.
-        """
-        digest = hashlib.sha256()
-        for name in ("config.json", *TOKENIZERS, "mgpt.json"):
-            if (self.folder / name).is_file():
-                _absorb(digest, name, (self.folder / name).read_bytes())
-        _absorb_shards(digest, self.shards)
-        for path in self.vq.files if self.vq else ():
-            if path.suffix == ".safetensors":
-                _absorb_shards(digest, Shards.open_file(path))
-            elif path.name == CKPT or path.suffix == ".ckpt":
-                _absorb(digest, f"{path.name} {path.stat().st_size}", _both_ends(path))
-            else:
-                _absorb(digest, path.name, path.read_bytes())
-        return digest.hexdigest()
+        """SHA-256 over texts, headers and the first 4 KiB of every tensor: see `export/fingerprint.py`."""
+        texts = [self.folder / name for name in ("config.json", *TOKENIZERS, "mgpt.json")]
+        return fingerprint(texts, self.shards, self.vq.files if self.vq else ())
 
     def _stored(self, name: str) -> str:
         return EMBEDDING if name == HEAD and self.config.tied_embeddings else name
@@ -289,26 +275,3 @@ def _check_codebook(vocabulary: Vocabulary, vq: VQFiles) -> None:
         found = "no quantize.embedding.weight" if shape is None else f"{shape[0]} codes"
         msg = f"the tokenizer has {vocabulary.codes} image codes, the VQ weights {found}: they do not belong together"
         raise CheckpointError(msg)
-
-
-def _absorb(digest: hashlib._Hash, label: str, content: bytes) -> None:
-    # Lengths first, so that no two different sequences of parts can run together into the same bytes.
-    digest.update(f"{len(label)} {len(content)} {label}".encode())
-    digest.update(content)
-
-
-def _absorb_shards(digest: hashlib._Hash, shards: Shards) -> None:
-    for path in shards.files():
-        entries = sorted((name, entry) for name, entry in shards.entries.items() if entry.path == path)
-        with path.open("rb") as file:
-            for name, entry in entries:
-                file.seek(entry.offset)
-                label = f"{path.name} {path.stat().st_size} {name} {entry.dtype} {entry.shape}"
-                _absorb(digest, label, file.read(min(SAMPLE_BYTES, entry.nbytes)))
-
-
-def _both_ends(path: Path) -> bytes:
-    with path.open("rb") as file:
-        start = file.read(SAMPLE_BYTES)
-        file.seek(-min(SAMPLE_BYTES, path.stat().st_size), 2)
-        return start + file.read()
