@@ -6,13 +6,12 @@ import contextlib
 import json
 import shutil
 import tempfile
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgpt_edge.export import trace
 from mgpt_edge.export.checkpoint import to_array
+from mgpt_edge.export.forecast import describe
 from mgpt_edge.export.golden import golden_logits
 from mgpt_edge.export.graphfile import graph_bytes, write_graph
 from mgpt_edge.export.lower import cpu
@@ -78,7 +77,14 @@ def export_bundle(
         progress("golden logits", total, total)
         golden = golden_logits(checkpoint, precision)
         (folder / GOLDEN).write_text(json.dumps(golden.to_json()), encoding="utf-8")
-        manifest = _manifest(checkpoint, folder, precision, engine, target_size or checkpoint.defaults.target_size)
+        manifest = describe(
+            checkpoint,
+            precision,
+            _files(folder),
+            engine=engine,
+            target_size=target_size or checkpoint.defaults.target_size,
+            width_invariant=width_invariant(checkpoint, precision),
+        )
         write_atomically(folder / MANIFEST, (json.dumps(manifest.to_json(), indent=1) + "\n").encode())
     return Bundle.peek(out)
 
@@ -140,45 +146,6 @@ def _lower(checkpoint: Checkpoint, precision: str) -> dict[str, ir.Model]:
         if vq.has_decoder:
             graphs["vq_decoder"] = cpu.lower_vq(trace.trace_vq_decoder(vq.config), read_vq)
     return graphs
-
-
-def _manifest(checkpoint: Checkpoint, folder: Path, precision: str, engine: str, target_size: int) -> m.Manifest:
-    config, defaults, vq = checkpoint.config, checkpoint.defaults, checkpoint.vq
-    packages = ("mgpt-edge", "torch", "onnx", "onnxruntime", "onnxscript")
-    return m.Manifest(
-        schema=m.SCHEMA,
-        name=defaults.name,
-        engine=engine,
-        precision=precision,
-        width_invariant=width_invariant(checkpoint, precision),
-        vocabulary=checkpoint.vocabulary,
-        dimensions=m.Dimensions(
-            layers=config.num_layers,
-            hidden_size=config.hidden_size,
-            heads=config.num_heads,
-            kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            rope_theta=config.rope_theta,
-        ),
-        pictures=m.Pictures(
-            stride=16 if vq is None else vq.config.stride,
-            channels=128 if vq is None else vq.config.channels,
-            target_size=target_size,
-            sizes=defaults.sizes,
-        ),
-        defaults=m.Defaults(
-            guidance=defaults.guidance,
-            top_k=defaults.top_k,
-            text_top_k=defaults.text_top_k,
-            temperature=defaults.temperature,
-        ),
-        files=_files(folder),
-        created={
-            "checkpoint": checkpoint.fingerprint(),
-            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **{name: version(name) for name in packages},
-        },
-    )
 
 
 def _files(folder: Path) -> dict[str, m.FileEntry]:

@@ -24,7 +24,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False, None),
     "rope_scaling": (None, {"type": "default"}, {"rope_type": "default"}),
     "partial_rotary_factor": (1.0, None),
-    "mask_image_logits": (False, None),
     "quantization_config": (None,),
     "attention_multiplier": (None,),
     "embedding_multiplier": (1.0, None),
@@ -45,11 +44,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 ADVICE = {
-    "mask_image_logits": (
-        "this checkpoint was published to read pictures and forbids itself every image code, so it cannot draw; "
-        "to export it all the same (text answers, a start for fine-tuning), set mask_image_logits to false in its "
-        "config.json"
-    ),
     "quantization_config": (
         "the weights are packed by another library; export the unquantised checkpoint with --precision int8 or int4"
     ),
@@ -66,7 +60,7 @@ HARMLESS = frozenset({
     "vocabulary_map", "vq_config", "image_token_id", "max_position_embeddings", "initializer_range",
     "use_cache", "attention_dropout", "z_loss_weight", "output_hidden_states", "output_attentions",
     "return_dict", "chunk_size_feed_forward", "id2label", "label2id", "problem_type", "num_labels",
-    "use_return_dict", "use_bfloat16", "torchscript", "tf_legacy_loss", "_attn_implementation",
+    "use_return_dict", "mask_image_logits", "use_bfloat16", "torchscript", "tf_legacy_loss", "_attn_implementation",
     "attn_implementation", "_attn_implementation_autoset", "pretraining_tp", "finetuning_task",
     "task_specific_params", "tie_encoder_decoder", "tokenizer_class", "prefix", "is_decoder",
 })
@@ -140,6 +134,7 @@ class DecoderConfig:
         _check_architecture(config)
         _check_neutral(config)
         _warn_unknown(config)
+        _warn_masked(config)
         heads = _required(config, "num_attention_heads")
         hidden = _required(config, "hidden_size")
         kv_heads = config.get("num_key_value_heads")
@@ -226,6 +221,15 @@ def _warn_unknown(config: dict[str, Any]) -> None:
     ]  # fmt: skip
     if unknown:
         msg = f"config.json: ignored keys this package does not know: {', '.join(sorted(unknown))}"
+        warnings.warn(msg, CompatibilityWarning, stacklevel=3)
+
+
+def _warn_masked(config: dict[str, Any]) -> None:
+    if config.get("mask_image_logits"):
+        msg = (
+            "config.json: mask_image_logits is true: this checkpoint was published to read pictures and to write text; "
+            "what it draws without the mask, as it is run here, means little before it is fine-tuned"
+        )
         warnings.warn(msg, CompatibilityWarning, stacklevel=3)
 
 

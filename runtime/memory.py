@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgpt_edge.runtime.errors import OutOfMemory
+from mgpt_edge.runtime.layout import GRID_PIXELS, ImageLayout
 
 if TYPE_CHECKING:
-    from mgpt_edge.runtime.layout import ImageLayout
     from mgpt_edge.runtime.manifest import Manifest
 
 PROCESS_BYTES = 100 << 20  # Python, NumPy and ONNX Runtime before a bundle is loaded (measured)
+USUAL_PROMPT_TOKENS = 64
 VQ_BYTES_PER_PIXEL_CHANNEL = 4 * 5  # float32; feature maps at full size that live at once in the decoder's last level
 
 
@@ -29,6 +30,9 @@ class Estimate:
     @property
     def total_bytes(self) -> int:
         return self.weights_bytes + self.cache_bytes + self.workspace_bytes + self.vq_bytes + PROCESS_BYTES
+
+    def to_json(self) -> dict[str, int]:
+        return {**asdict(self), "process_bytes": PROCESS_BYTES, "total_bytes": self.total_bytes}
 
 
 def estimate(manifest: Manifest, layout: ImageLayout, capacities: tuple[int, int]) -> Estimate:
@@ -67,6 +71,25 @@ def check(manifest: Manifest, layout: ImageLayout, capacities: tuple[int, int]) 
             f"{mebibytes(free)} are free; draw a smaller one, or see: mgpt estimate"
         )
         raise OutOfMemory(msg)
+
+
+def forecast(manifest: Manifest, size: tuple[int, int]) -> Estimate:
+    """`estimate` for a picture of `size` (width, height) with a prompt of usual length, guided."""
+    layout = ImageLayout(*size, manifest.vocabulary, manifest.pictures.stride)
+    return estimate(manifest, layout, (USUAL_PROMPT_TOKENS + len(layout), len(layout)))
+
+
+def what_would_fit(manifests: list[Manifest], size: tuple[int, int], free_bytes: int) -> str:
+    """The first of the precisions in `manifests`, else the largest square, that fits into `free_bytes`."""
+    for manifest in manifests[1:]:
+        if forecast(manifest, size).total_bytes <= free_bytes:
+            return f"{manifest.precision} would: mgpt export … --precision {manifest.precision}"
+    for side in range(min(size) - GRID_PIXELS, 0, -GRID_PIXELS):
+        for manifest in manifests:
+            if forecast(manifest, (side, side)).total_bytes <= free_bytes:
+                return f"{side}x{side} in {manifest.precision} would"
+    least = min(forecast(manifest, (GRID_PIXELS, GRID_PIXELS)).total_bytes for manifest in manifests)
+    return f"nothing would: {mebibytes(least)} is the least this model takes"
 
 
 def available_bytes() -> int:

@@ -102,16 +102,7 @@ class Model:
 
         Closing the generator cancels. The settings are checked here, before the first event is asked for.
         """
-        request = self.request(prompt, seed=seed, **settings)
-        layout = ImageLayout(*request.size, self.manifest.vocabulary, self.manifest.pictures.stride)
-        self._warn_untrained(request.size)
-        width, height = request.size
-        tokens = encode_prompt(
-            self.tokenizer, layout.vocabulary, "text-to-image", width=width, height=height, prompt=request.prompt
-        )
-        capacities = len(tokens) + len(layout), len(layout) if request.guidance != 1 else 0
-        memory.check(self.manifest, layout, capacities)
-        return self._draw(request, layout, decode(self.engine.open(capacities), tokens, layout, request), preview=preview)
+        return self.draw(self.request(prompt, seed=seed, **settings), preview=preview)
 
     def request(self, prompt: str, *, seed: int | None = None, **settings: Any) -> Request:
         """The settings of a picture, completed by the manifest's defaults and checked."""
@@ -125,8 +116,30 @@ class Model:
         }
         return Request.of(prompt=prompt, seed=secrets.randbits(32) if seed is None else seed, **values)
 
-    def _draw(
-        self, request: Request, layout: ImageLayout, rows: Iterator[FinishedRow], *, preview: bool
+    def layout(self, size: tuple[int, int]) -> ImageLayout:
+        """The tokens of a picture of `size` (width, height)."""
+        return ImageLayout(*size, self.manifest.vocabulary, self.manifest.pictures.stride)
+
+    def draw(self, request: Request, *, preview: bool = False) -> Iterator[Event]:
+        """`stream` for a request that is already made."""
+        layout = self.layout(request.size)
+        self._warn_untrained(request.size)
+        width, height = request.size
+        tokens = encode_prompt(
+            self.tokenizer, layout.vocabulary, "text-to-image", width=width, height=height, prompt=request.prompt
+        )
+        capacities = len(tokens) + len(layout), len(layout) if request.guidance != 1 else 0
+        memory.check(self.manifest, layout, capacities)
+        return self._events(request, layout, decode(self.engine.open(capacities), tokens, layout, request), preview)
+
+    def partial(self, request: Request, row: FinishedRow) -> Image.Image:
+        """The rows of an unfinished picture, on black."""
+        image = Image.new("RGB", request.size)
+        image.paste(self._decode_pixels(row.tokens, self.layout(request.size))[0])
+        return image
+
+    def _events(
+        self, request: Request, layout: ImageLayout, rows: Iterator[FinishedRow], preview: bool
     ) -> Iterator[Event]:
         for row in rows:
             yield row

@@ -73,6 +73,11 @@ def test_rope_theta_of_either_transformers(theta):
     assert read(rope_parameters={"rope_type": "default", "rope_theta": theta}).rope_theta == theta
 
 
+def test_a_checkpoint_that_only_reads_pictures_is_warned_of():
+    with pytest.warns(CompatibilityWarning, match="mask_image_logits is true"):
+        DecoderConfig.from_json({**GOOD, "mask_image_logits": True})
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -86,7 +91,6 @@ def test_rope_theta_of_either_transformers(theta):
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "rope_parameters"),
         ({"rope_parameters": {"rope_theta": 1e4}, "rope_theta": 2e4}, "rope_theta is 20000"),
         ({"rope_parameters": []}, "rope_parameters"),
-        ({"mask_image_logits": True}, "set mask_image_logits to false"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "is 'bitsandbytes'.*unquantised"),
         ({"sliding_window": 1024}, "sliding_window"),
         ({"attention_multiplier": 0.1}, "attention_multiplier"),

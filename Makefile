@@ -1,0 +1,44 @@
+# Two commands on a fresh machine: `make demo` draws a picture, `make test` checks everything.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TEST_VENV := .venv-test
+TEST_BIN := $(TEST_VENV)/bin
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+SHARED_FLAGS := -q --disable-pip-version-check
+
+.PHONY: demo test test-slow lint mini clean
+
+demo: $(VENV)/.installed
+	$(BIN)/mgpt generate "a large red sphere on a gray floor" --seed 7 -o demo.png
+	@echo "drawn: demo.png"
+
+$(VENV)/.installed: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(SHARED_FLAGS) ".[cpu]"
+	touch $@
+
+test: $(TEST_VENV)/.installed lint
+	$(TEST_BIN)/python -m pytest -q -m "not slow and not gpu"
+
+test-slow: $(TEST_VENV)/.installed
+	$(TEST_BIN)/python -m pytest -q -m "slow and not gpu"
+
+# Every .py file of the rooms is read from the source tree; only the native module needs a build.
+$(TEST_VENV)/.installed: $(SOURCES) constraints.txt
+	test -x $(TEST_BIN)/python || $(PYTHON) -m venv $(TEST_VENV)
+	$(TEST_BIN)/pip install $(SHARED_FLAGS) -c constraints.txt -e ".[cpu,test]"
+	touch $@
+
+lint: $(TEST_VENV)/.installed
+	$(TEST_BIN)/ruff check .
+	$(TEST_BIN)/ruff format --check .
+	$(TEST_BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp
+	$(TEST_BIN)/python -m mypy -p mgpt_edge.runtime
+
+# Trains the small model again from nothing: hours on two cores, resumable.
+mini: $(TEST_VENV)/.installed
+	$(TEST_BIN)/python -m mgpt_edge.finetune mini
+
+clean:
+	rm -rf $(VENV) $(TEST_VENV) build demo.png

@@ -1,0 +1,102 @@
+"""What a bundle of a checkpoint says of itself, once written or before."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from mgpt_edge.export.lower import cpu
+from mgpt_edge.export.quantise import int4
+from mgpt_edge.runtime import manifest as m
+
+if TYPE_CHECKING:
+    from mgpt_edge.export.checkpoint import Checkpoint
+
+PACKAGES = ("mgpt-edge", "torch", "onnx", "onnxruntime", "onnxscript")
+UNKNOWN_TARGET = 512
+BYTES_PER_WEIGHT = {"fp32": 4.0, "int8": 1.0, "int4": 0.5 + 4 / int4.BLOCK}
+
+
+def describe(
+    checkpoint: Checkpoint,
+    precision: str,
+    files: dict[str, m.FileEntry],
+    *,
+    engine: str,
+    target_size: int,
+    width_invariant: bool,
+) -> m.Manifest:
+    """The manifest of a bundle made of `files`."""
+    config, defaults, vq = checkpoint.config, checkpoint.defaults, checkpoint.vq
+    return m.Manifest(
+        schema=m.SCHEMA,
+        name=defaults.name,
+        engine=engine,
+        precision=precision,
+        width_invariant=width_invariant,
+        vocabulary=checkpoint.vocabulary,
+        dimensions=m.Dimensions(
+            layers=config.num_layers,
+            hidden_size=config.hidden_size,
+            heads=config.num_heads,
+            kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            rope_theta=config.rope_theta,
+        ),
+        pictures=m.Pictures(
+            stride=16 if vq is None else vq.config.stride,
+            channels=128 if vq is None else vq.config.channels,
+            target_size=target_size,
+            sizes=defaults.sizes,
+        ),
+        defaults=m.Defaults(
+            guidance=defaults.guidance,
+            top_k=defaults.top_k,
+            text_top_k=defaults.text_top_k,
+            temperature=defaults.temperature,
+        ),
+        files=files,
+        created={
+            "checkpoint": checkpoint.fingerprint(),
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **{name: version(name) for name in PACKAGES},
+        },
+    )
+
+
+def forecasts(checkpoint: Checkpoint) -> dict[str, m.Manifest]:
+    """Precision -> the manifest its bundle would have, with the sizes of its files computed, not written."""
+    target = checkpoint.defaults.target_size or UNKNOWN_TARGET
+    return {
+        precision: describe(
+            checkpoint, precision, _files(checkpoint, precision), engine="cpu", target_size=target, width_invariant=False
+        )
+        for precision in cpu.PRECISIONS
+    }
+
+
+def _files(checkpoint: Checkpoint, precision: str) -> dict[str, m.FileEntry]:
+    config, vocabulary = checkpoint.config, checkpoint.vocabulary
+    embedding = checkpoint.tensor_bytes("model.embed_tokens.weight")
+    layers = sum(
+        _bytes(shape, precision) for name, shape in config.shapes().items() if name.startswith("model.layers.")
+    )
+    sizes = {
+        "decoder.data": embedding + layers,
+        "head_image.data": _bytes((vocabulary.codes, config.hidden_size), precision),
+    }
+    if checkpoint.vq is not None:
+        for half in ("encoder", "decoder"):
+            shapes = checkpoint.vq.shapes.items()
+            sizes[f"vq_{half}.data"] = sum(math.prod(shape) * 4 for name, shape in shapes if name.startswith(half))
+    return {name: m.FileEntry(bytes=size, sha256="") for name, size in sizes.items()}
+
+
+def _bytes(shape: tuple[int, ...], precision: str) -> int:
+    """Bytes of a weight: matrices are packed, the small rest stays float32."""
+    if len(shape) < 2 or min(shape) < int4.BLOCK:
+        return math.prod(shape) * 4
+    scales = shape[0] * 4 if precision == "int8" else 0
+    return int(math.prod(shape) * BYTES_PER_WEIGHT[precision]) + scales

@@ -1,0 +1,58 @@
+"""The command `mgpt`: one file a group of verbs, heavy imports inside the verbs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+
+import click
+import typer
+
+from mgpt_edge.cli import bundles, doctor, generate
+from mgpt_edge.runtime.errors import CompatibilityWarning, MgptError
+
+app = typer.Typer(
+    name="mgpt",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Compile and run Lumina-mGPT: pictures from text on edge machines.",
+    epilog="Exit codes: 0 done, 1 does not fit or failed, 2 invalid request, 3 checkpoint, 4 bundle, "
+    "5 no engine for it, 6 out of memory, 7 numerical error, 130 interrupted.",
+)
+for verb in (generate.generate, bundles.export, bundles.inspect, bundles.verify, bundles.estimate, doctor.doctor):
+    app.command()(verb)
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Runs a verb; errors become one line (or JSON with --json) and an exit code."""
+    as_json = "--json" in sys.argv
+    warnings.showwarning = _show_warning
+    try:
+        code = app(standalone_mode=False)
+    except MgptError as error:
+        code = _fail(str(error), type(error).__name__, error.exit_code, as_json=as_json)
+    except click.exceptions.Abort:
+        code = _fail("interrupted", "Interrupted", INTERRUPTED, as_json=as_json)
+    except click.ClickException as error:
+        code = _fail(error.format_message(), "InvalidRequest", error.exit_code, as_json=as_json)
+    except KeyboardInterrupt as error:
+        code = _fail(str(error) or "interrupted", "Interrupted", INTERRUPTED, as_json=as_json)
+    sys.exit(code)
+
+
+def _fail(message: str, kind: str, code: int, *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"error": {"type": kind, "message": message, "exit_code": code}}))
+    else:
+        print(f"mgpt: {message}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    if issubclass(category, CompatibilityWarning):
+        print(f"mgpt: warning: {message}", file=sys.stderr)

@@ -1,0 +1,183 @@
+"""`mgpt export`, `inspect`, `verify` and `estimate`: making bundles and knowing what is in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mgpt_edge.runtime.manifest import Manifest
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="Folder of a checkpoint, or a Hugging Face repository id.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Bundle to make.")],
+    vq: Annotated[Path | None, typer.Option(help="Folder of the VQ files, where they are not beside config.json.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, int8 or int4.")] = "int8",
+    engine: Annotated[str, typer.Option(help="cpu.")] = "cpu",
+    target_size: Annotated[int | None, typer.Option(help="Side in pixels that the checkpoint was trained for.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compile a PyTorch checkpoint into a bundle."""
+    _need_torch()
+    from mgpt_edge.export.bundle import export_bundle, no_decoder
+    from mgpt_edge.export.checkpoint import Checkpoint
+
+    opened = Checkpoint.open(checkpoint, vq)
+    with _progress(quiet=as_json) as progress:
+        bundle = export_bundle(
+            opened, output, precision=precision, engine=engine, target_size=target_size, progress=progress
+        )
+    note = no_decoder(opened)
+    size = sum(entry.bytes for entry in bundle.manifest.files.values())
+    if as_json:
+        print(json.dumps({"bundle": str(output), "bytes": size, "digest": bundle.digest, "note": note}))
+        return
+    print(f"{output}: {bundle.manifest.name}, {precision} for {engine}, {size / 1e6:,.1f} MB")
+    if note:
+        print(note)
+
+
+def inspect(path: Annotated[Path, typer.Argument(help="Bundle or checkpoint.")], as_json: Json = False) -> None:
+    """Print what a bundle or a checkpoint is."""
+    from dataclasses import asdict
+
+    from mgpt_edge.runtime.bundle import Bundle
+
+    if _is_checkpoint(path):
+        _need_torch()
+        from mgpt_edge.export.checkpoint import Checkpoint
+
+        opened = Checkpoint.open(path)
+        facts: dict[str, Any] = {
+            "name": opened.defaults.name,
+            "bytes": opened.total_bytes,
+            "decoder": asdict(opened.config),
+            "vocabulary": opened.vocabulary.to_json(),
+            "defaults": asdict(opened.defaults),
+            "vq": None if opened.vq is None else {**asdict(opened.vq.config), "draws": opened.vq.has_decoder},
+        }
+    else:
+        bundle = Bundle.peek(path)
+        facts = {**bundle.manifest.to_json(), "digest": bundle.digest}
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        _print_tree(facts)
+
+
+def verify(path: Annotated[Path, typer.Argument(help="Bundle.")], as_json: Json = False) -> None:
+    """Check a bundle's hashes, and that it computes its golden logits here."""
+    from mgpt_edge.runtime.bundle import Bundle
+    from mgpt_edge.runtime.golden import recompute
+    from mgpt_edge.runtime.model import Model
+
+    bundle = Bundle.peek(path)
+    bundle.verify()
+    error = recompute(bundle, Model(bundle).engine)
+    if as_json:
+        print(json.dumps({"bundle": str(path), "files": len(bundle.manifest.files), "golden_error": error}))
+    else:
+        print(f"{path}: {len(bundle.manifest.files)} files as they were written; golden logits within {error:.1e}")
+
+
+def estimate(
+    path: Annotated[Path, typer.Argument(help="Bundle or checkpoint.")],
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
+    precision: Annotated[str | None, typer.Option(help="Of a checkpoint: fp32, int8 or int4.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the memory that drawing a picture takes; exit code 1 if this machine has less."""
+    from mgpt_edge.cli.generate import parse_size
+    from mgpt_edge.runtime import memory
+
+    manifest, others = _estimated(path, precision)
+    target = manifest.pictures.target_size
+    chosen = (target, target) if size is None else parse_size(size)
+    need, free = memory.forecast(manifest, chosen), memory.available_bytes()
+    fits = need.total_bytes <= free
+    hint = None if fits else memory.what_would_fit([manifest, *others], chosen, free)
+    facts = {"size": chosen, "precision": manifest.precision, **need.to_json(), "free_bytes": free, "fits": fits}
+    if as_json:
+        print(json.dumps({**facts, "hint": hint}))
+    else:
+        for name, count in need.to_json().items():
+            print(f"{name.removesuffix('_bytes'):12} {memory.mebibytes(count):>14}")
+        print(f"{'free here':12} {memory.mebibytes(free):>14}")
+        if hint:
+            print(f"a picture of {chosen[0]}x{chosen[1]} in {manifest.precision} does not fit; {hint}")
+    raise typer.Exit(0 if fits else 1)
+
+
+def _estimated(path: Path, precision: str | None) -> tuple[Manifest, list[Manifest]]:
+    """The manifest to estimate by, and those of the checkpoint's other precisions."""
+    from mgpt_edge.runtime.bundle import Bundle
+    from mgpt_edge.runtime.errors import InvalidRequest
+
+    if not _is_checkpoint(path):
+        manifest = Bundle.peek(path).manifest
+        if precision not in {None, manifest.precision}:
+            msg = f"{path} is a bundle in {manifest.precision}; to estimate {precision}, name its checkpoint"
+            raise InvalidRequest(msg)
+        return manifest, []
+    _need_torch()
+    from mgpt_edge.export.checkpoint import Checkpoint
+    from mgpt_edge.export.forecast import forecasts
+
+    manifests = forecasts(Checkpoint.open(path))
+    chosen = precision or "int8"
+    if chosen not in manifests:
+        msg = f"unknown precision {chosen!r}; known: {', '.join(manifests)}"
+        raise InvalidRequest(msg)
+    return manifests.pop(chosen), list(manifests.values())
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return (path / "config.json").is_file() and not (path / "manifest.json").exists()
+
+
+def _need_torch() -> None:
+    from importlib.util import find_spec
+
+    from mgpt_edge.runtime.errors import IncompatibleEngine
+
+    missing = [name for name in ("torch", "onnxscript", "safetensors", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        msg = f"reading checkpoints needs {', '.join(missing)}; install with: pip install 'mgpt-edge[cpu,export]'"
+        raise IncompatibleEngine(msg)
+
+
+class _progress:  # noqa: N801  used as a context manager's verb
+    """A bar of the bytes written, with the time left."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, console=console, disable=quiet)
+        self.task = self.bar.add_task("tracing", total=None)
+
+    def __enter__(self) -> Callable[[str, int, int], None]:
+        self.bar.start()
+        return lambda what, done, total: self.bar.update(self.task, description=what, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+
+def _print_tree(facts: dict[str, Any], indent: str = "") -> None:
+    for name, value in facts.items():
+        if isinstance(value, dict) and value:
+            print(f"{indent}{name}")
+            _print_tree(value, indent + "  ")
+        else:
+            print(f"{indent}{name:24} {value}")

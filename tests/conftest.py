@@ -1,0 +1,49 @@
+"""Tiny checkpoints and their bundles, exported once for the whole run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mgpt_edge.export.bundle import export_bundle
+from mgpt_edge.export.checkpoint import Checkpoint
+from tests.families import LIKE_7B, LIKE_34B, write_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from mgpt_edge.runtime.bundle import Bundle
+
+KINDS = {"7b": LIKE_7B, "34b": LIKE_34B}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Remembered hashes of test bundles stay out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folder of a tiny checkpoint of each kind."""
+    return {kind: write_checkpoint(tmp_path_factory.mktemp(kind), overrides) for kind, overrides in KINDS.items()}
+
+
+@pytest.fixture(scope="session")
+def bundle_of(
+    checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Bundle]:
+    """(kind, precision) -> its bundle."""
+    made: dict[tuple[str, str], Bundle] = {}
+
+    def make(kind: str, precision: str) -> Bundle:
+        if (kind, precision) not in made:
+            out = tmp_path_factory.mktemp("bundles") / f"{kind}-{precision}"
+            made[kind, precision] = export_bundle(Checkpoint.open(checkpoints[kind]), out, precision=precision)
+        return made[kind, precision]
+
+    return make

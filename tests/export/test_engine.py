@@ -1,0 +1,118 @@
+"""The compiled graphs against transformers' Chameleon, which nobody here wrote."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import ChameleonConfig, ChameleonModel
+
+from mgpt_edge.export.checkpoint import Checkpoint
+from mgpt_edge.runtime.engines.ort import OrtEngine
+
+TOLERANCE = 1e-4  # relative to the largest logit
+
+
+def oracle(checkpoint: Checkpoint) -> tuple[ChameleonModel, torch.Tensor]:
+    """transformers' inner model with expanded q/k-norms, and the head's weight."""
+    config = checkpoint.config
+    model = ChameleonModel(
+        ChameleonConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            rms_norm_eps=config.norm_eps,
+            swin_norm=config.swin_norm,
+            vocabulary_map={"<image>": 5},
+            vq_config={"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "latent_channels": 32},
+        )
+    ).eval()
+    state = {name.removeprefix("model."): checkpoint.tensor(name) for name in checkpoint.names()}
+    head = state.pop("lm_head.weight")
+    for layer in range(config.num_layers):
+        for name, tensor in zip(("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias"), checkpoint.qk_norm(layer), strict=True):
+            state[f"layers.{layer}.self_attn.{name}"] = tensor
+    missing = model.load_state_dict(state, strict=False)
+    assert not missing.unexpected_keys
+    assert all(name.startswith("vqmodel") for name in missing.missing_keys)
+    return model, head
+
+
+@torch.inference_mode()
+def logits_of(oracle: tuple[ChameleonModel, torch.Tensor], tokens: list[int]) -> np.ndarray:
+    model, head = oracle
+    return (model(input_ids=torch.tensor([tokens])).last_hidden_state[0] @ head.T).numpy()
+
+
+@pytest.mark.parametrize("kind", ["7b", "34b"])
+def test_logits_equal_transformers(kind, bundle_of, checkpoints):
+    bundle = bundle_of(kind, "fp32")
+    vocabulary = bundle.manifest.vocabulary
+    rng = np.random.default_rng(1)
+    rows = [rng.integers(10, vocabulary.size, count).tolist() for count in (40, 31)]
+    rows = [[token if token != 5 else 6 for token in row] for row in rows]
+    reference = oracle(Checkpoint.open(checkpoints[kind]))
+    expected = [logits_of(reference, row) for row in rows]
+    scale = max(np.abs(e).max() for e in expected)
+
+    engine = OrtEngine(bundle, threads=2)
+    opened = engine.open((40, 31))
+    fed = [0, 0]
+    # Prefill of different lengths, single steps, two tokens at once, uneven widths, an idle row.
+    for counts in ((9, 3), (1, 1), (1, 1), (2, 2), (1, 5), (7, 1), (12, 0), (1, 1)):
+        parts = tuple(row[done : done + count] for row, done, count in zip(rows, fed, counts, strict=True))
+        fed = [done + count for done, count in zip(fed, counts, strict=True)]
+        got = opened.forward(parts, "text")
+        assert opened.lengths == tuple(fed)
+        for row, count in enumerate(counts):
+            if count:
+                assert np.abs(got[row] - expected[row][fed[row] - 1]).max() <= TOLERANCE * scale
+
+
+def test_image_head_is_a_slice_of_the_text_head(bundle_of):
+    engine = OrtEngine(bundle_of("7b", "fp32"), threads=1)
+    low, high = engine.bundle.manifest.vocabulary.code_range
+    text = engine.open((4, 4)).forward(([1, 2, 3], [4]), "text").copy()
+    image = engine.open((4, 4)).forward(([1, 2, 3], [4]), "image")
+    np.testing.assert_allclose(image, text[:, low:high], rtol=1e-5, atol=1e-6)
+
+
+def test_rollback_forgets(bundle_of):
+    engine = OrtEngine(bundle_of("34b", "int8"), threads=1)
+    rows = engine.open((20, 20))
+    first = rows.forward(([1, 2, 3], [4]), "image").copy()
+    before = rows.forward(([5], [6]), "image").copy()
+    rows.forward(([7, 8], [9]), "image")
+    rows.rollback((3, 1))
+    assert np.array_equal(rows.forward(([5], [6]), "image"), before)
+    rows.rollback((0, 0))
+    assert np.array_equal(rows.forward(([1, 2, 3], [4]), "image"), first)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("int8", 0.05), ("int4", 0.5)])
+def test_quantised_logits_stay_near(precision, tolerance, bundle_of):
+    """Small random layers are the worst case; trained ones are measured by their pictures."""
+    tokens = ([1, 20, 30, 40, 50], [7, 8])
+    exact = OrtEngine(bundle_of("7b", "fp32"), threads=1).open((8, 8)).forward(tokens, "text").copy()
+    packed = OrtEngine(bundle_of("7b", precision), threads=1).open((8, 8)).forward(tokens, "text")
+    assert np.linalg.norm(packed - exact) <= tolerance * np.linalg.norm(exact)
+
+
+def test_golden_logits_come_from_pytorch(bundle_of):
+    from mgpt_edge.runtime.golden import recompute
+
+    for precision, largest in (("fp32", 1e-5), ("int8", 2e-2), ("int4", 5e-2)):
+        bundle = bundle_of("34b", precision)
+        assert recompute(bundle, OrtEngine(bundle, threads=1)) <= largest
+
+
+def test_manifest_is_plain_json(bundle_of):
+    bundle = bundle_of("7b", "fp32")
+    data = json.loads((bundle.folder / "manifest.json").read_text())
+    assert data["precision"] == "fp32"
+    assert set(data["files"]) == {path.name for path in bundle.folder.iterdir()} - {"manifest.json"}
