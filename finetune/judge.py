@@ -1,0 +1,154 @@
+"""The judge: a small network, trained on rendered pictures only, that reads which solids a picture shows and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mgpt_edge.finetune.vq import cosine
+from mgpt_edge.finetune.world.render import project
+from mgpt_edge.finetune.world.scene import COLORS, FLOORS, SHAPES, SIZES, Scene, Solid, relation
+from mgpt_edge.finetune.world.solids import bounding_sphere
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from mgpt_edge.finetune.pictures import Pictures
+
+CELL = 8  # pixels of a cell's side
+HEADS = {"solid": 1, "color": len(COLORS), "shape": len(SHAPES), "size": len(SIZES), "place": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the judge sees in one picture; the solids' finish is not read."""
+
+    solids: tuple[Solid, ...]
+    floor: str
+
+    def shows(self, scene: Scene) -> bool:
+        """Exactly the scene's solids by color and shape, and two of them in the scene's relation."""
+        wanted = {(s.color, s.shape): s for s in scene.solids}
+        seen = {(s.color, s.shape): s for s in self.solids}
+        if len(self.solids) != len(scene.solids) or wanted.keys() != seen.keys():
+            return False
+        if len(scene.solids) != 2:
+            return True
+        first, second = ((s.color, s.shape) for s in scene.solids)
+        return relation(seen[first], seen[second]) == relation(wanted[first], wanted[second])
+
+
+class Judge(nn.Module):
+    """Pixels -> one guess for each cell of 8x8 pixels: is a solid's middle here, and which."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            _conv(3, 24, stride=2),
+            _conv(24, 48, stride=2),
+            _conv(48, width, stride=2),
+            *(_conv(width, width, dilation=d) for d in (1, 2, 4, 1)),
+        )
+        self.heads = nn.Conv2d(width, sum(HEADS.values()), 1)
+        self.floor = nn.Linear(width, len(FLOORS))
+
+    def forward(self, pixels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """uint8 [b, h, w, 3] -> maps by head's name, [b, n, h/8, w/8], and the floor's logits [b, 4]."""
+        features = self.trunk(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        maps = self.heads(features).split(list(HEADS.values()), dim=1)
+        return dict(zip(HEADS, maps, strict=True)), self.floor(features.mean((2, 3)))
+
+    @torch.inference_mode()
+    def read(self, pixels: NDArray[np.uint8], batch: int = 100) -> list[Reading]:
+        """What pictures [n, h, w, 3] show."""
+        self.eval()
+        readings: list[Reading] = []
+        for start in range(0, len(pixels), batch):
+            maps, floors = self(torch.from_numpy(pixels[start : start + batch]))
+            # A solid's middle is a local maximum that is likelier than not.
+            solid = maps["solid"]
+            peaks = (solid > 0) & (solid == F.max_pool2d(solid, 3, stride=1, padding=1))
+            for i, floor in enumerate(floors.argmax(1).tolist()):
+                cells = peaks[i, 0].nonzero().tolist()
+                readings.append(Reading(tuple(_solid(maps, i, row, column) for row, column in cells), FLOORS[floor]))
+        return readings
+
+
+def _conv(before: int, after: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(before, after, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(after), nn.ReLU())
+
+
+def _solid(maps: dict[str, Tensor], picture: int, row: int, column: int) -> Solid:
+    best = {name: int(maps[name][picture, :, row, column].argmax()) for name in ("color", "shape", "size")}
+    x, y = maps["place"][picture, :, row, column].tolist()
+    return Solid(SHAPES[best["shape"]], COLORS[best["color"]], SIZES[best["size"]], "matte", x, y)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Targets:
+    """Each solid of a batch as one row: which picture and cell, and what is true there."""
+
+    where: Tensor  # int64 [n, 3]: picture, row, column
+    looks: Tensor  # int64 [n, 3]: color, shape, size
+    places: Tensor  # float32 [n, 2]: metres
+    floors: Tensor  # int64 [b]
+
+
+def _targets(scenes: list[Scene], width: int, height: int) -> _Targets:
+    where, looks, places = [], [], []
+    for picture, scene in enumerate(scenes):
+        for solid in scene.solids:
+            column, row, _ = project(solid.x, solid.y, bounding_sphere(solid)[0], width, height)
+            where.append((picture, _cell(row, height), _cell(column, width)))
+            looks.append((COLORS.index(solid.color), SHAPES.index(solid.shape), SIZES.index(solid.size)))
+            places.append((solid.x, solid.y))
+    floors = torch.tensor([FLOORS.index(scene.floor) for scene in scenes])
+    return _Targets(torch.tensor(where), torch.tensor(looks), torch.tensor(places), floors)
+
+
+def _cell(pixel: float, side: int) -> int:
+    return int(np.clip(pixel // CELL, 0, side // CELL - 1))
+
+
+def judge_loss(maps: dict[str, Tensor], floors: Tensor, targets: _Targets) -> Tensor:
+    """Sum of the heads' losses; what a solid is counts at its own cell only."""
+    picture, row, column = targets.where.unbind(1)
+    truth = torch.zeros_like(maps["solid"])
+    truth[picture, 0, row, column] = 1
+    # One cell in 170 has a solid's middle.
+    loss = 4 * F.binary_cross_entropy_with_logits(maps["solid"], truth, pos_weight=torch.tensor(8.0))
+    for head, wanted in zip(("color", "shape", "size"), targets.looks.unbind(1), strict=True):
+        loss = loss + F.cross_entropy(maps[head][picture, :, row, column], wanted)
+    place = maps["place"][picture, :, row, column]
+    return loss + F.smooth_l1_loss(place, targets.places) + 0.3 * F.cross_entropy(floors, targets.floors)
+
+
+def train_judge(judge: Judge, pictures: Pictures, epochs: int, batch: int = 64, rate: float = 3e-3) -> Iterator[float]:
+    """Trains on rendered pictures and their mirror images, yielding each step's loss."""
+    pixels = pictures.load()
+    scenes = [pictures.scene(i) for i in range(pictures.count)]
+    rng = np.random.default_rng(0)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=rate, weight_decay=1e-2)
+    steps = epochs * (pictures.count // batch)
+    judge.train()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * cosine(step, steps)
+        picked, mirror = rng.choice(pictures.count, batch, replace=False), rng.random(batch) < 0.5
+        image = pixels[picked]
+        image[mirror] = image[mirror, :, ::-1]
+        shown = [scenes[i].mirrored() if m else scenes[i] for i, m in zip(picked, mirror, strict=True)]
+        maps, floors = judge(torch.from_numpy(image))
+        loss = judge_loss(maps, floors, _targets(shown, pictures.width, pictures.height))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        yield loss.item()

@@ -1,0 +1,177 @@
+"""The small checkpoint, from nothing: each stage leaves a file in the work folder and is skipped when it is there."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from typing_extensions import Self
+
+from mgpt_edge.export.model import Decoder
+from mgpt_edge.export.tokenizer import read_vocabulary
+from mgpt_edge.finetune import checkpoint
+from mgpt_edge.finetune.data import Corpus, encode_pictures, world_text
+from mgpt_edge.finetune.draw import Sampling
+from mgpt_edge.finetune.files import replace_atomically
+from mgpt_edge.finetune.pictures import Pictures
+from mgpt_edge.finetune.sft import Recipe, Stage, initialise, small_decoder, validation_loss
+from mgpt_edge.finetune.tokenizer import for_text, train_tokenizer
+from mgpt_edge.finetune.vq import VQRecipe, VQTraining, measure, small_vq
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from mgpt_edge.export.vqgan import VQGAN
+
+SAMPLING = Sampling(guidance=2.0, top_k=100)
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One progressive stage: square pictures of `side` pixels, and how long they are trained on."""
+
+    side: int
+    pictures: int
+    recipe: Recipe
+    prompt_drop: float = 0.12
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that decides what the checkpoint becomes."""
+
+    vq: VQRecipe
+    stages: tuple[StagePlan, ...]
+    dropout: float = 0.05
+    held_back: int = 500
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            msg = "a plan has at least one stage"
+            raise ValueError(msg)
+
+
+def default_plan() -> Plan:
+    """What models/mini was made with."""
+    return Plan(vq=VQRecipe(steps=1400), stages=(StagePlan(128, 24000, Recipe(steps=2600)),))
+
+
+class Mini:
+    """The pipeline: pictures, VQ, tokenizer, codes, transformer, checkpoint."""
+
+    def __init__(self, work: Path, plan: Plan, processes: int = 2) -> None:
+        self.work, self.plan, self.processes = work, plan, processes
+
+    def pictures(self, stage: StagePlan, split: str) -> Pictures:
+        """A stage's pictures, rendered if they are not there."""
+        count = stage.pictures if split == "train" else self.plan.held_back
+        pictures = Pictures(self.work / "pictures", split, stage.side, stage.side, count)
+        pictures.render(self.processes)
+        return pictures
+
+    def vq(self) -> VQGAN:
+        """The VQGAN, trained on the first stage's pictures."""
+        stage = self.plan.stages[0]
+        training = VQTraining(self.plan.vq, self.pictures(stage, "train").load(), self.work)
+        training.resume()
+        with _Log(self.work / "vq.jsonl") as log:
+            for record in training.run():
+                if record["step"] % 25 == 0:
+                    log(record)
+                if record["step"] == self.plan.vq.steps:
+                    held_back = self.pictures(stage, "validation").load()
+                    log({"step": record["step"], **measure(training.model.eval(), held_back)})
+        return training.model.eval()
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, trained on the captions of every stage's size."""
+        path = self.work / "tokenizer.json"
+        if not path.exists():
+            sizes = tuple((stage.side, stage.side) for stage in self.plan.stages)
+            checkpoint.write_tokenizer(self.work, train_tokenizer(world_text(8000, sizes), self.plan.vq.config.codes))
+        return Tokenizer.from_file(str(path))
+
+    def corpus(self, stage: StagePlan, split: str) -> Corpus:
+        """A stage's pictures as codes, with their captions."""
+        path = self.work / f"codes-{split}-{stage.side}.npy"
+        pictures, tokenizer = self.pictures(stage, split), self.tokenizer()
+        if not path.exists():
+            codes = encode_pictures(self.vq(), pictures.load())
+            replace_atomically(path, lambda draft: _save(draft, codes))
+        drop = stage.prompt_drop if split == "train" else 0.0
+        return Corpus(pictures, np.load(path), for_text(tokenizer), read_vocabulary(tokenizer.to_str()), drop)
+
+    def decoder(self, tokenizer: Tokenizer) -> Decoder:
+        """An untrained transformer."""
+        model = Decoder(small_decoder(read_vocabulary(tokenizer.to_str()).size, self.plan.dropout))
+        initialise(model, torch.Generator().manual_seed(0))
+        return model
+
+    def fp_sft(self) -> Iterator[dict[str, float]]:
+        """Trains the stages in turn, each from the weights of the one before; yields records of the log."""
+        model = self.decoder(self.tokenizer())
+        for plan in self.plan.stages:
+            corpus, held_back = self.corpus(plan, "train"), self.corpus(plan, "validation")
+            stage = Stage(model, corpus, plan.recipe, self.work, f"stage-{plan.side}")
+            stage.resume()
+            began, first = time.monotonic(), stage.step
+            with _Log(self.work / f"stage-{plan.side}.jsonl") as log:
+                for record in stage.run():
+                    if record["step"] % 20 == 0:
+                        spent = time.monotonic() - began
+                        record["left_s"] = spent / (stage.step - first) * (plan.recipe.steps - stage.step)
+                        log(record)
+                        yield record
+                    if record["step"] % 400 == 0 or record["step"] == plan.recipe.steps:
+                        checked = {"step": stage.step, "validation": validation_loss(model, held_back)}
+                        log(checked)
+                        yield checked
+            model.load_state_dict(stage.average)
+
+    def write(self, folder: Path, sampling: Sampling = SAMPLING) -> None:
+        """Writes the checkpoint of the newest stage that has one, its weights averaged."""
+        tokenizer = self.tokenizer()
+        saved = [plan for plan in self.plan.stages if (self.work / f"stage-{plan.side}.pt").exists()]
+        if not saved:
+            msg = f"no trained stage in {self.work}; run the stage fp-sft first"
+            raise FileNotFoundError(msg)
+        state = torch.load(self.work / f"stage-{saved[-1].side}.pt", weights_only=True)
+        config = small_decoder(read_vocabulary(tokenizer.to_str()).size, self.plan.dropout)
+        checkpoint.write_decoder(folder, config, state["average"], positions=1024)
+        vq = torch.load(self.work / "vq.pt", weights_only=True)
+        checkpoint.write_vq(folder, small_vq(), vq["model"])
+        checkpoint.write_tokenizer(folder, tokenizer)
+        side = saved[-1].side
+        defaults = checkpoint.Defaults("mini", side, sampling, tuple((s.side, s.side) for s in saved))
+        checkpoint.write_json(folder / "mgpt.json", defaults.to_json())
+
+
+class _Log:
+    """Appends records to a JSONL file, each flushed."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = path.open("a")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __call__(self, record: dict[str, float]) -> None:
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
+def _save(path: Path, array: NDArray[np.int16]) -> None:
+    with path.open("wb") as file:
+        np.save(file, array)

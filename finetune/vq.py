@@ -1,0 +1,247 @@
+"""Training of the VQGAN: reconstruction, commitment, a codebook that follows its latents, and crisp edges."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mgpt_edge.export.vqgan import VQGAN, VQConfig
+from mgpt_edge.finetune.files import replace_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+def small_vq() -> VQConfig:
+    """The VQGAN of the small checkpoint: stride 16, narrow."""
+    return VQConfig(
+        channels=16,
+        channel_multipliers=(1, 2, 4, 6, 6),
+        residual_blocks=1,
+        z_channels=64,
+        embed_dim=16,
+        codes=512,
+        groups=4,
+        resolution=128,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VQRecipe:
+    """How a VQGAN is trained.
+
+    Attributes:
+        warmup_steps: Steps without quantisation; the codebook then starts as the latents' k-means.
+        edge_weight: Weight of the L1 distance of neighbouring pixels' differences, against blur.
+        codebook_decay: Of the moving averages that the codebook's rows follow.
+        restart_below: A code whose moving count falls under this share of an equal share gets a latent of the batch.
+    """
+
+    config: VQConfig = field(default_factory=small_vq)
+    steps: int
+    batch: int = 16
+    rate: float = 2e-3
+    warmup_steps: int = 200
+    commitment: float = 0.25
+    l1_weight: float = 0.3
+    edge_weight: float = 0.6
+    codebook_decay: float = 0.98
+    restart_below: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.warmup_steps < self.steps:
+            msg = f"warm-up must be shorter than the training, got {self.warmup_steps} of {self.steps} steps"
+            raise ValueError(msg)
+
+
+class Codebook:
+    """Moving averages of the latents that chose each code (arXiv 1711.00937, appendix A.1)."""
+
+    def __init__(self, table: Tensor, decay: float, restart_below: float) -> None:
+        self.table, self.decay, self.restart_below = table, decay, restart_below
+        self.counts = torch.ones(len(table))
+        self.sums = table.detach().clone()
+
+    def start(self, latents: Tensor, generator: torch.Generator, rounds: int = 12) -> None:
+        """Sets the rows to the k-means of latents [n, dim]."""
+        codes = len(self.table)
+        centers = latents[torch.randperm(len(latents), generator=generator)[:codes]].clone()
+        for _ in range(rounds):
+            chosen = torch.cdist(latents, centers).argmin(1)
+            counts = torch.bincount(chosen, minlength=codes).unsqueeze(1)
+            sums = torch.zeros_like(centers).index_add_(0, chosen, latents)
+            fresh = latents[torch.randint(len(latents), (codes,), generator=generator)]
+            centers = torch.where(counts > 0, sums / counts.clamp(min=1), fresh)
+        self.table.data.copy_(centers)
+        self.counts = torch.full((codes,), len(latents) / codes)
+        self.sums = centers * self.counts.unsqueeze(1)
+
+    def follow(self, latents: Tensor, chosen: Tensor, generator: torch.Generator) -> None:
+        """One step of the averages towards latents [n, dim] and the codes they chose [n]."""
+        codes = len(self.table)
+        counts = torch.bincount(chosen, minlength=codes).float()
+        sums = torch.zeros_like(self.sums).index_add_(0, chosen, latents)
+        self.counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
+        self.sums.mul_(self.decay).add_(sums, alpha=1 - self.decay)
+        share = len(latents) / codes
+        dead = (self.counts < self.restart_below * share).nonzero().flatten()
+        if len(dead):
+            picked = torch.randint(len(latents), (len(dead),), generator=generator)
+            self.counts[dead] = 0.5 * share
+            self.sums[dead] = latents[picked] * 0.5 * share
+        self.table.data.copy_(self.sums / self.counts.unsqueeze(1).clamp(min=1e-6))
+
+    def state(self) -> dict[str, Tensor]:
+        return {"counts": self.counts, "sums": self.sums}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        self.counts, self.sums = state["counts"], state["sums"]
+
+
+class VQTraining:
+    """One training run over pictures [n, h, w, 3], resumable from its folder."""
+
+    def __init__(self, recipe: VQRecipe, pictures: NDArray[np.uint8], folder: Path) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.pictures, self.folder = recipe, pictures, folder
+        self.model = VQGAN(recipe.config).to(memory_format=torch.channels_last)
+        table = self.model.quantize.embedding.weight.requires_grad_(False)
+        self.codebook = Codebook(table, recipe.codebook_decay, recipe.restart_below)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=recipe.rate, betas=(0.9, 0.95), weight_decay=1e-4)
+        self.step = 0
+        self.waiting: list[Tensor] = []  # latents of the last warm-up steps, for the k-means
+
+    def run(self, save_every_s: float = 120.0) -> Iterator[dict[str, float]]:
+        """Trains to the recipe's last step, yielding the losses of each step."""
+        saved = time.monotonic()
+        while self.step < self.recipe.steps:
+            yield self.train_step()
+            if time.monotonic() - saved > save_every_s or self.step == self.recipe.steps:
+                self.save()
+                saved = time.monotonic()
+
+    def train_step(self) -> dict[str, float]:
+        """One optimiser step; which pictures it sees depends on the seed and the step alone."""
+        recipe = self.recipe
+        rng = np.random.default_rng([recipe.seed, self.step])
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step)
+        image = pixels_to_image(self._batch(rng))
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.rate * cosine(self.step, recipe.steps)
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = self.model.latents(image)
+        latents = latents.float()
+        rows = latents.detach().permute(0, 2, 3, 1).flatten(0, 2)
+        quantised, commitment = self._quantise(latents, rows, generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            drawn = self.model.picture(quantised)
+        pixels = reconstruction(drawn.float(), image, recipe)
+        loss = pixels + recipe.commitment * commitment
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        squared = (drawn.detach().float() - image).square().mean().item()
+        return {"step": self.step, "loss": loss.item(), "psnr": decibels(squared), "commitment": commitment.item()}
+
+    def _batch(self, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """Pictures, half of them mirrored."""
+        picked = self.pictures[np.sort(rng.choice(len(self.pictures), self.recipe.batch, replace=False))]
+        mirror = rng.random(len(picked)) < 0.5
+        picked[mirror] = picked[mirror, :, ::-1]
+        return picked
+
+    def _quantise(self, latents: Tensor, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The codebook's rows with the latents' gradient, and how far the latents are from them."""
+        warmup = self.recipe.warmup_steps
+        if self.step < warmup:
+            if self.step >= warmup - 40:
+                self.waiting.append(rows)
+            return latents, latents.square().mean() * 0.01
+        if self.waiting:
+            self.codebook.start(torch.cat(self.waiting), generator)
+            self.waiting = []
+        chosen = self.model.quantize(latents.detach())
+        nearest = self.model.quantize.embedding(chosen).permute(0, 3, 1, 2)
+        commitment = F.mse_loss(latents, nearest)
+        self.codebook.follow(rows, chosen.flatten(), generator)
+        return latents + (nearest - latents).detach(), commitment
+
+    def save(self) -> None:
+        """Writes everything that `resume` needs."""
+        state = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "codebook": self.codebook.state(),
+            "waiting": self.waiting,
+            "recipe": json.dumps(asdict(self.recipe)),
+        }
+        replace_atomically(self.folder / "vq.pt", lambda draft: torch.save(state, draft))
+
+    def resume(self) -> bool:
+        """Continues from the folder's checkpoint, if it has one of this recipe."""
+        path = self.folder / "vq.pt"
+        if not path.exists():
+            return False
+        state = torch.load(path, weights_only=True)
+        if state["recipe"] != json.dumps(asdict(self.recipe)):
+            msg = f"{path} was trained by another recipe; remove it to start again"
+            raise ValueError(msg)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.codebook.load(state["codebook"])
+        self.step, self.waiting = state["step"], state["waiting"]
+        return True
+
+
+def reconstruction(drawn: Tensor, image: Tensor, recipe: VQRecipe) -> Tensor:
+    """Squared error + L1 + L1 of the differences between neighbours."""
+    error = drawn - image
+    across, down = error.diff(dim=3).abs().mean(), error.diff(dim=2).abs().mean()
+    return error.square().mean() + recipe.l1_weight * error.abs().mean() + recipe.edge_weight * (across + down)
+
+
+@torch.inference_mode()
+def measure(model: VQGAN, pictures: NDArray[np.uint8], batch: int = 32) -> dict[str, float]:
+    """PSNR of whole round trips in uint8 (mean of the pictures' own), and the share of codes in use."""
+    decibel: list[float] = []
+    used: set[int] = set()
+    for start in range(0, len(pictures), batch):
+        pixels = torch.from_numpy(pictures[start : start + batch])
+        codes = model.encode_pixels(pixels)
+        used.update(codes.unique().tolist())
+        error = (model.decode_pixels(codes).float() - pixels.float()) / 127.5
+        decibel += [decibels(e) for e in error.square().mean((1, 2, 3)).tolist()]
+    return {"psnr": float(np.mean(decibel)), "codes_used": len(used) / model.config.codes}
+
+
+def decibels(squared: float) -> float:
+    """PSNR of a mean squared error on the scale [-1, 1]."""
+    return 10 * math.log10(4 / max(squared, 1e-12))
+
+
+def cosine(step: int, steps: int, ramp: int = 100, floor: float = 0.02) -> float:
+    """Share of the learning rate: a short ramp, then half a cosine down to `floor`."""
+    if step < ramp:
+        return (step + 1) / ramp
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
+
+
+def pixels_to_image(pixels: NDArray[np.uint8]) -> Tensor:
+    """uint8 [B, h, w, 3] -> float [B, 3, h, w] in [-1, 1]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1

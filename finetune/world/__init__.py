@@ -1,0 +1,21 @@
+"""The tabletop world: scenes of coloured solids, their pictures, their geometry and what can be said about them."""
+
+from __future__ import annotations
+
+from .caption import captions
+from .render import Frame, render
+from .scene import COLORS, FLOORS, HELD_OUT, LIGHTS, SHAPES, Scene, Solid, sample_scene
+
+__all__ = [
+    "COLORS",
+    "FLOORS",
+    "HELD_OUT",
+    "LIGHTS",
+    "SHAPES",
+    "Frame",
+    "Scene",
+    "Solid",
+    "captions",
+    "render",
+    "sample_scene",
+]

@@ -1,0 +1,91 @@
+"""What can be said about a scene: captions in many wordings, all of them true."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .scene import Scene, Solid, relation
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PHRASES = {
+    "left": ("to the left of", "left of"),
+    "right": ("to the right of", "right of"),
+    "front": ("in front of",),
+    "behind": ("behind",),
+}
+OPPOSITE = {"left": "right", "right": "left", "front": "behind", "behind": "front"}
+NUMBERS = ("", "one", "two", "three", "four")
+
+
+def captions(scene: Scene, rng: np.random.Generator, count: int = 1) -> list[str]:
+    """Wordings of one scene, drawn independently; what they leave out, the picture is free to choose."""
+    return [_punctuate(_caption(scene, rng), rng) for _ in range(count)]
+
+
+def _punctuate(caption: str, rng: np.random.Generator) -> str:
+    """Now and then a capital letter or a full stop, as people write."""
+    draw = rng.random()
+    caption = caption[0].upper() + caption[1:] if draw < 0.12 else caption
+    return caption + "." if 0.06 < draw < 0.18 else caption
+
+
+def _caption(scene: Scene, rng: np.random.Generator) -> str:
+    solids = list(scene.solids)
+    if len(solids) == 1:
+        return _single(scene, solids[0], rng)
+    if len(solids) == 2:
+        return _pair(scene, solids, rng)
+    order = rng.permutation(len(solids))
+    names = [_name(solids[i], rng) for i in order]
+    body = f"{', '.join(names[:-1])} and {names[-1]}"
+    if rng.random() < 0.3:
+        body = f"{NUMBERS[len(solids)]} solids: {body}"
+    return body + _place(scene, rng)
+
+
+def _single(scene: Scene, solid: Solid, rng: np.random.Generator) -> str:
+    name, draw = _name(solid, rng), rng.random()
+    if draw < 0.82:
+        return name + _place(scene, rng)
+    if draw < 0.88:
+        return f"there is {name}{_place(scene, rng)}"
+    if draw < 0.94:
+        return f"a picture of {name}{_place(scene, rng)}"
+    return f"{name}{_place(scene, rng, always=True)}, {_light(scene)}"
+
+
+def _pair(scene: Scene, solids: list[Solid], rng: np.random.Generator) -> str:
+    first, second = solids if rng.random() < 0.5 else solids[::-1]
+    where = relation(first, second)
+    if where is None or rng.random() < 0.22:
+        return f"{_name(first, rng)} and {_name(second, rng)}{_place(scene, rng)}"
+    phrase = PHRASES[where][rng.integers(len(PHRASES[where]))]
+    return f"{_name(first, rng)} {phrase} {_name(second, rng)}{_place(scene, rng)}"
+
+
+def _name(solid: Solid, rng: np.random.Generator) -> str:
+    """The solid with its color, and now and then its size and finish."""
+    words = [solid.color, solid.shape]
+    if rng.random() < 0.3:
+        words.insert(0, solid.finish)
+    if rng.random() < 0.5:
+        words.insert(0, solid.size)
+    return article(" ".join(words))
+
+
+def article(noun: str) -> str:
+    """The noun with "a" or "an" before it."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _place(scene: Scene, rng: np.random.Generator, always: bool = False) -> str:
+    draw = rng.random()
+    if draw < 0.18 and not always:
+        return ""
+    return f" on {article(scene.floor + (' floor' if draw < 0.85 else ' table'))}"
+
+
+def _light(scene: Scene) -> str:
+    return "lit from above" if scene.light == "above" else f"lit from the {scene.light}"

@@ -1,0 +1,158 @@
+"""What stands on the table: solids, floor and light, drawn from a seed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+SHAPES = ("sphere", "cube", "cylinder", "cone")
+COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "white")
+SIZES = ("small", "large")
+FINISHES = ("matte", "shiny")
+FLOORS = ("gray", "brown", "beige", "black")
+LIGHTS = ("left", "right", "front", "above")
+SPLITS = ("train", "validation", "test", "held_out")
+
+# Pairs that no training scene shows; only the split "held_out" does.
+HELD_OUT = frozenset({("cyan", "cylinder"), ("purple", "cone")})
+
+RADIUS = {"small": 0.36, "large": 0.60}
+MAX_SOLIDS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Solid:
+    """One solid standing on the floor.
+
+    Attributes:
+        x: Metres to the right of the table's middle.
+        y: Metres away from the camera.
+        yaw: Radians about the vertical axis; only a cube shows it.
+    """
+
+    shape: str
+    color: str
+    size: str
+    finish: str
+    x: float
+    y: float
+    yaw: float = 0.0
+
+    def __post_init__(self) -> None:
+        for value, allowed in (
+            (self.shape, SHAPES),
+            (self.color, COLORS),
+            (self.size, SIZES),
+            (self.finish, FINISHES),
+        ):
+            if value not in allowed:
+                msg = f"{value!r} is none of {', '.join(allowed)}"
+                raise ValueError(msg)
+
+    @property
+    def radius(self) -> float:
+        """Metres; the sphere's radius, and the scale of the other shapes."""
+        return RADIUS[self.size]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One to four solids, the first of which is the one a caption begins with."""
+
+    solids: tuple[Solid, ...]
+    floor: str
+    light: str
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.solids) <= MAX_SOLIDS:
+            msg = f"a scene has 1 to {MAX_SOLIDS} solids, got {len(self.solids)}"
+            raise ValueError(msg)
+        if self.floor not in FLOORS or self.light not in LIGHTS:
+            msg = f"unknown floor {self.floor!r} or light {self.light!r}"
+            raise ValueError(msg)
+
+    def mirrored(self) -> Scene:
+        """The scene in a mirror: left and right change places."""
+        light = {"left": "right", "right": "left"}.get(self.light, self.light)
+        solids = tuple(replace(solid, x=-solid.x, yaw=-solid.yaw) for solid in self.solids)
+        return Scene(solids, self.floor, light)
+
+
+def relation(one: Solid, other: Solid) -> str | None:
+    """Where `one` stands, seen from `other`: left, right, front, behind; None where it would be a matter of taste."""
+    dx, dy = one.x - other.x, one.y - other.y
+    if abs(abs(dx) - abs(dy)) < 0.15:
+        return None
+    if abs(dx) > abs(dy):
+        return "left" if dx < 0 else "right"
+    return "front" if dy < 0 else "behind"
+
+
+def sample_scene(seed: int, split: str = "train", solids: int | None = None) -> Scene:
+    """The scene of this seed; the same seed gives another scene in another split.
+
+    Args:
+        seed: From 0.
+        split: One of SPLITS.
+        solids: How many; drawn from the seed when None.
+    """
+    if split not in SPLITS:
+        msg = f"{split!r} is none of {', '.join(SPLITS)}"
+        raise ValueError(msg)
+    rng = np.random.default_rng([SPLITS.index(split), seed])
+    count = solids if solids is not None else int(rng.choice([1, 2, 3, 4], p=[0.55, 0.30, 0.10, 0.05]))
+    looks = _sample_looks(rng, count, held_out=split == "held_out")
+    floor = FLOORS[rng.integers(len(FLOORS))]
+    light = LIGHTS[rng.integers(len(LIGHTS))]
+    attempts = 0
+    while True:
+        placed = [_place(rng, look, count) for look in looks]
+        if _well_placed(placed):
+            return Scene(tuple(placed), floor, light)
+        attempts += 1
+        if attempts % 400 == 0:  # too crowded: one solid less is large
+            looks = _with_one_smaller(looks)
+
+
+def _sample_looks(rng: np.random.Generator, count: int, held_out: bool) -> list[tuple[str, str, str, str]]:
+    """Distinct (color, shape) pairs with a size and a finish each."""
+    looks: list[tuple[str, str, str, str]] = []
+    while len(looks) < count:
+        color, shape = COLORS[rng.integers(len(COLORS))], SHAPES[rng.integers(len(SHAPES))]
+        if held_out and not looks:
+            color, shape = sorted(HELD_OUT)[rng.integers(len(HELD_OUT))]
+        elif (color, shape) in HELD_OUT:
+            continue
+        if any((color, shape) == look[:2] for look in looks):
+            continue
+        looks.append((color, shape, SIZES[rng.integers(2)], FINISHES[rng.integers(2)]))
+    return looks
+
+
+def _with_one_smaller(looks: list[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
+    at = next((i for i, look in enumerate(looks) if look[2] == "large"), None)
+    return [(*look[:2], "small", look[3]) if i == at else look for i, look in enumerate(looks)]
+
+
+def _place(rng: np.random.Generator, look: tuple[str, str, str, str], count: int) -> Solid:
+    color, shape, size, finish = look
+    reach = 0.75 if count == 1 else 1.15
+    x = float(rng.uniform(-reach, reach))
+    y = float(rng.uniform(-0.7, 0.7) if count == 1 else rng.uniform(-1.0, 1.0))
+    return Solid(shape, color, size, finish, x, y, float(rng.uniform(-math.pi / 4, math.pi / 4)))
+
+
+def _well_placed(solids: list[Solid]) -> bool:
+    """All solids are inside a square picture, no two touch or hide one another, and every relation is plain."""
+    for i, one in enumerate(solids):
+        # Half the width that a square picture shows grows with the distance from the camera.
+        if abs(one.x) + one.radius > 0.29 * (one.y + 6.0):
+            return False
+        for other in solids[:i]:
+            gap = 1.15 * (one.radius + other.radius)
+            # Seen from the camera the depth is foreshortened, so solids in a line need more room.
+            if math.hypot(one.x - other.x, 0.75 * (one.y - other.y)) < gap or relation(one, other) is None:
+                return False
+    return True

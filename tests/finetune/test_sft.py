@@ -1,0 +1,160 @@
+"""Fine-tuning: the family's tokens and labels, a loss that falls, and a kill that changes nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from mgpt_edge.export.config import DecoderConfig
+from mgpt_edge.export.model import Decoder
+from mgpt_edge.export.tokenizer import read_vocabulary
+from mgpt_edge.finetune import checkpoint
+from mgpt_edge.finetune.data import UNLABELLED, Corpus, world_text
+from mgpt_edge.finetune.draw import Sampling, draw
+from mgpt_edge.finetune.pictures import Pictures
+from mgpt_edge.finetune.sft import Recipe, Stage, initialise, small_decoder
+from mgpt_edge.finetune.tokenizer import code_name, for_text, train_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+CODES = 16
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(world_text(60, ((64, 64),)), CODES, merges=100)
+
+
+@pytest.fixture(scope="module")
+def corpus(tokenizer: Tokenizer) -> Corpus:
+    pictures = Pictures(Path("unused"), "train", 64, 64, 500)
+    codes = np.random.default_rng(0).integers(0, CODES, (2, 500, 4, 4)).astype(np.int16)
+    return Corpus(pictures, codes, for_text(tokenizer), read_vocabulary(tokenizer.to_str()), prompt_drop=0.0)
+
+
+def tiny(vocab_size: int) -> Decoder:
+    torch.manual_seed(0)
+    config = DecoderConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=16,
+        vocab_size=vocab_size,
+        norm_eps=1e-5,
+        rope_theta=10000.0,
+        dropout=0.1,
+    )
+    model = Decoder(config)
+    initialise(model, torch.Generator().manual_seed(0))
+    return model
+
+
+def test_names_are_the_familys(tokenizer: Tokenizer) -> None:
+    assert [code_name(c) for c in (0, 1, 10, 8191)] == ["IMGIMGAZ", "IMGIMGBZ", "IMGIMGBAZ", "IMGIMGIBJBZ"]
+    assert [tokenizer.token_to_id(name) for name in ("<s>", "<pad>", "</s>", "<unk>")] == [0, 1, 2, 3]
+    vocabulary = read_vocabulary(tokenizer.to_str())
+    assert vocabulary.code_range == (4, 4 + CODES)
+    assert (vocabulary.end_image, vocabulary.begin_image) == (4 + CODES, 5 + CODES)
+    assert vocabulary.grid(64) == tokenizer.token_to_id("<reserved08864>")
+    assert vocabulary.size == tokenizer.get_vocab_size()
+
+
+def test_text_comes_back_and_stays_text(tokenizer: Tokenizer) -> None:
+    text = for_text(tokenizer)
+    for sentence in ("a red sphere\non a gray floor", "<eoss> IMGIMGAZ <reserved08706>", "grün 図 \x00"):
+        ids = text.encode(sentence, add_special_tokens=False).ids
+        assert text.decode(ids) == sentence
+        assert min(ids) > read_vocabulary(tokenizer.to_str()).grid(64)
+
+
+def test_sequence_and_labels(corpus: Corpus) -> None:
+    batch = corpus.batch(0, 8, seed=0)
+    v = corpus.vocabulary
+    for tokens, labels in zip(batch.tokens.tolist(), batch.labels.tolist(), strict=True):
+        begin = tokens.index(v.begin_image)
+        assert tokens[0] == v.bos
+        assert tokens[begin - 1] == v.separator
+        assert tokens[begin + 1 : begin + 3] == [v.grid(2), v.grid(2)]
+        end = tokens.index(v.end_image)
+        assert end - begin == 3 + 4 * 5
+        assert tokens[end + 1] == v.separator
+        # The human's turn teaches nothing; the answer, from begin-of-image to the separator, all.
+        assert set(labels[: begin - 1]) == {UNLABELLED}
+        assert labels[begin - 1 : end + 1] == tokens[begin : end + 2]
+        assert set(labels[end + 1 :]) <= {UNLABELLED}
+
+
+def test_dropped_prompts_leave_the_picture_alone(corpus: Corpus, tokenizer: Tokenizer) -> None:
+    dropped = Corpus(corpus.pictures, corpus.codes, for_text(tokenizer), corpus.vocabulary, prompt_drop=1.0)
+    batch = dropped.batch(0, 4, seed=0)
+    assert batch.tokens.shape[1] == len(corpus.layout)
+    assert (batch.tokens[:, 0] == corpus.vocabulary.begin_image).all()
+    assert torch.equal(batch.labels[:, :-1], batch.tokens[:, 1:])
+    assert (batch.labels[:, -1] == UNLABELLED).all()
+
+
+def test_batches_depend_on_seed_and_number_alone(corpus: Corpus) -> None:
+    assert torch.equal(corpus.batch(300, 4, seed=1).tokens, corpus.batch(300, 4, seed=1).tokens)
+    assert not torch.equal(corpus.batch(0, 4, seed=1).tokens[:, -25:], corpus.batch(1, 4, seed=1).tokens[:, -25:])
+
+
+def run(corpus: Corpus, folder: Path, stop: int) -> list[float]:
+    torch.set_num_threads(1)
+    stage = Stage(tiny(corpus.vocabulary.size), corpus, Recipe(steps=60, batch=8, rate=3e-3), folder, "stage")
+    stage.resume()
+    losses = []
+    while stage.step < stop:
+        losses.append(stage.train_step()["loss"])
+    stage.save()
+    return losses
+
+
+def test_training_learns_and_resumes_alike(corpus: Corpus, tmp_path: Path) -> None:
+    whole = run(corpus, tmp_path / "whole", 30)
+    assert np.mean(whole[-5:]) < 0.8 * whole[0]
+    run(corpus, tmp_path / "cut", 12)
+    assert run(corpus, tmp_path / "cut", 30) == whole[12:]
+
+
+def test_another_recipe_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    run(corpus, tmp_path, 1)
+    recipe = replace(Recipe(steps=60, batch=8, rate=3e-3), seed=1)
+    with pytest.raises(ValueError, match="another recipe"):
+        Stage(tiny(corpus.vocabulary.size), corpus, recipe, tmp_path, "stage").resume()
+
+
+def test_drawing_without_guidance_follows_the_full_forward(corpus: Corpus) -> None:
+    model = tiny(corpus.vocabulary.size).eval()
+    prompts = [corpus.question("a red cube"), corpus.question("a large shiny blue cone on a gray floor")]
+    codes = draw(model, corpus.layout, prompts, Sampling(guidance=1.0, top_k=1), seed=0)
+    assert codes.shape == (2, 4, 4)
+    low, high = corpus.vocabulary.code_range
+    for prompt, picture in zip(prompts, codes, strict=True):
+        image = corpus.layout.encode(picture.numpy())
+        logits = model.logits(torch.tensor([prompt + image]))[0]
+        for index, token in enumerate(image):
+            if low <= token < high:
+                assert int(logits[len(prompt) + index - 1, low:high].argmax()) == token - low
+
+
+def test_checkpoint_reads_back(corpus: Corpus, tmp_path: Path) -> None:
+    model = tiny(corpus.vocabulary.size)
+    checkpoint.write_decoder(tmp_path, model.config, model.state_dict(), positions=256)
+    read = DecoderConfig.from_json(json.loads((tmp_path / "config.json").read_text()))
+    assert read == model.config
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()} == read.shapes()  # noqa: SIM118
+
+
+def test_small_decoder_is_small() -> None:
+    assert small_decoder(1003).parameters < 6_000_000
