@@ -1,7 +1,8 @@
 // Gumbel noise of a random word, in float32, with the same bits on every machine and finite for every word.
 //
-// u = (x + 0.5) 2^-32, gumbel = -log(-log1p(-u)). Only additions, multiplications, comparisons and integer operations, in
-// the order written: compile with -ffp-contract=off (nvcc: -fmad=false). runtime/sampling_reference.py is the specification.
+// u = (x + 0.5) 2^-32, gumbel = -log(-log1p(-u)). Only additions, multiplications, comparisons and integer operations,
+// in the order written: compile with -ffp-contract=off (nvcc: -fmad=false). runtime/sampling_reference.py is the
+// specification.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +11,9 @@
 
 namespace mgpt {
 
-// log(2^exponent * (1 + f)) for f in [sqrt(1/2) - 1, sqrt(2) - 1]. The polynomial is a relative minimax fit made for this
-// file: log1p(f) = f - f^2/2 + f^3 P(f), truncation error 0.1 * 2^-24. ln 2 is split so that exponent * high is exact.
+// log(2^exponent * (1 + f)) for f in [sqrt(1/2) - 1, sqrt(2) - 1]. The polynomial is a relative minimax fit made for
+// this file: log1p(f) = f - f^2/2 + f^3 P(f), truncation error 0.1 * 2^-24. ln 2 is split so that exponent * high is
+// exact.
 MGPT_HOST_DEVICE float log_of_parts(std::int32_t exponent, float f) {
   const float e = static_cast<float>(exponent);
   float p = -0x1.38b582p-4f;

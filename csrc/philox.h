@@ -1,5 +1,5 @@
-// Philox-4x32-10, a counter-based generator: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3",
-// SC 2011. Being a pure function of (key, counter), it gives every device and every batch the same noise.
+// Philox-4x32-10, a counter-based generator: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2,
+// 3", SC 2011. Being a pure function of (key, counter), it gives every device and every batch the same noise.
 #pragma once
 
 #include <cstdint>
