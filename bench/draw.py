@@ -1,6 +1,6 @@
 """What a picture costs: loading, seconds a picture, time outside the engine's passes, memory against the estimate.
 
-    python -m mgpt_edge.bench.draw [--model BUNDLE] [--pictures N] [--json]
+python -m mgpt_edge.bench.draw [--model BUNDLE] [--pictures N] [--json]
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from mgpt_edge.export.checkpoint import to_array
 from mgpt_edge.export.forecast import describe
 from mgpt_edge.export.golden import golden_logits
 from mgpt_edge.export.graphfile import graph_bytes, write_graph
+from mgpt_edge.export.invariance import width_invariant
 from mgpt_edge.export.lower import cpu
 from mgpt_edge.export.tokenizer import text_tokenizer
-from mgpt_edge.export.invariance import width_invariant
 from mgpt_edge.runtime import manifest as m
 from mgpt_edge.runtime.bundle import MANIFEST, Bundle, sha256, write_atomically
 from mgpt_edge.runtime.errors import BundleError, InvalidRequest

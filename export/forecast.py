@@ -71,7 +71,12 @@ def forecasts(checkpoint: Checkpoint) -> dict[str, m.Manifest]:
     target = checkpoint.defaults.target_size or UNKNOWN_TARGET
     return {
         precision: describe(
-            checkpoint, precision, _files(checkpoint, precision), engine="cpu", target_size=target, width_invariant=False
+            checkpoint,
+            precision,
+            _files(checkpoint, precision),
+            engine="cpu",
+            target_size=target,
+            width_invariant=False,
         )
         for precision in cpu.PRECISIONS
     }

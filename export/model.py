@@ -55,7 +55,8 @@ class Decoder(nn.Module):
         Args:
             tokens: int64 [B, W], row b continues after `lengths[b]` cached positions.
             lengths: int32 [B].
-            cos, sin: float32 [capacity, head_dim / 2].
+            cos: float32 [capacity, head_dim / 2].
+            sin: the same.
             cache: K and V of each layer in turn, [B, kv_heads, capacity, head_dim]; updated in place.
 
         Returns:
@@ -66,7 +67,9 @@ class Decoder(nn.Module):
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             past = slice(2 * layer, 2 * layer + 2)
             operands = (q, k, v, *updated[past], lengths, cos, sin)
-            y, *updated[past] = traced_attention(*operands) if torch.compiler.is_exporting() else cached_attention(*operands)
+            y, *updated[past] = (
+                traced_attention(*operands) if torch.compiler.is_exporting() else cached_attention(*operands)
+            )
             return y
 
         return (self.model(tokens, attend), *updated)

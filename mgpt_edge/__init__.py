@@ -1,1 +1,56 @@
-"""Lumina-mGPT compiled for edge machines."""
+"""mgpt-edge: Lumina-mGPT, compiled, on edge machines.
+
+    import mgpt_edge
+    model = mgpt_edge.load()
+    image = model.generate("a red sphere on a gray floor", seed=7)
+    mgpt_edge.save(image, "sphere.png")
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from mgpt_edge.runtime.bundle import Bundle, default_bundle
+from mgpt_edge.runtime.decode import FinishedRow
+from mgpt_edge.runtime.errors import (
+    BundleError,
+    CheckpointError,
+    CompatibilityWarning,
+    IncompatibleEngine,
+    InvalidRequest,
+    MgptError,
+    NumericalError,
+    OutOfMemory,
+)
+from mgpt_edge.runtime.layout import ImageLayout, buckets
+from mgpt_edge.runtime.metadata import save
+from mgpt_edge.runtime.model import Event, Model, Picture, Preview, load
+from mgpt_edge.runtime.request import Request
+from mgpt_edge.runtime.vocabulary import Vocabulary
+
+__version__ = version("mgpt-edge")
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "CheckpointError",
+    "CompatibilityWarning",
+    "Event",
+    "FinishedRow",
+    "ImageLayout",
+    "IncompatibleEngine",
+    "InvalidRequest",
+    "MgptError",
+    "Model",
+    "NumericalError",
+    "OutOfMemory",
+    "Picture",
+    "Preview",
+    "Request",
+    "Vocabulary",
+    "__version__",
+    "buckets",
+    "default_bundle",
+    "load",
+    "save",
+]

@@ -43,12 +43,12 @@ class Bundle:
         """
         bundle = cls.peek(folder)
         for name, entry in bundle.manifest.files.items():
-            bundle._check_size(name, entry)
+            bundle.check_size(name, entry)
         known = _Known.load()
         for name, entry in bundle.manifest.files.items():
             path = bundle.folder / name
             if not known.holds(path, entry.sha256):
-                bundle._check_hash(name, entry)
+                bundle.check_hash(name, entry)
                 known.add(path, entry.sha256)
         known.save()
         return bundle
@@ -64,7 +64,10 @@ class Bundle:
                 raise BundleError(msg)
             data = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError) as error:
-            msg = f"{folder} is no bundle: it has no {MANIFEST}; make one with: mgpt export CHECKPOINT -o {folder.name or 'BUNDLE'}"
+            msg = (
+                f"{folder} is no bundle: it has no {MANIFEST}; "
+                f"make one with: mgpt export CHECKPOINT -o {folder.name or 'BUNDLE'}"
+            )
             raise BundleError(msg) from error
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             msg = f"{path} can't be read: {error}"
@@ -78,8 +81,8 @@ class Bundle:
             BundleError: a file is missing or damaged.
         """
         for name, entry in self.manifest.files.items():
-            self._check_size(name, entry)
-            self._check_hash(name, entry)
+            self.check_size(name, entry)
+            self.check_hash(name, entry)
 
     def path(self, name: str) -> Path:
         """Path of one of the bundle's files.
@@ -98,7 +101,8 @@ class Bundle:
         text = json.dumps(self.manifest.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _check_size(self, name: str, entry: FileEntry) -> None:
+    def check_size(self, name: str, entry: FileEntry) -> None:
+        """Raises `BundleError` where a file is missing or longer or shorter than the manifest says."""
         path = self.folder / name
         if path.is_symlink() and not path.resolve().is_file():
             found = "a broken link"
@@ -111,7 +115,8 @@ class Bundle:
         msg = f"{path}: expected {entry.bytes} bytes, got {found}; copy the bundle again or export it again"
         raise BundleError(msg)
 
-    def _check_hash(self, name: str, entry: FileEntry) -> None:
+    def check_hash(self, name: str, entry: FileEntry) -> None:
+        """Raises `BundleError` where a file holds something else than the manifest says."""
         digest = sha256(self.folder / name)
         if digest != entry.sha256:
             msg = (

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mgpt_edge.runtime.sampling import sample
+from mgpt_edge.runtime.sampling import Sampler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -57,7 +57,7 @@ def _decode_picture(
     rows: Rows, logits: NDArray[np.float32], offset: int, layout: ImageLayout, request: Request, picture: int
 ) -> Iterator[FinishedRow]:
     guided = request.guidance != 1
-    seed = request.seed + picture
+    sampler = Sampler(request.guidance, request.top_k, request.temperature, request.seed + picture)
     tokens, pending = list(layout.grid), []
     passes, started = 0, time.perf_counter()
     for index in range(len(tokens), len(layout)):
@@ -67,18 +67,8 @@ def _decode_picture(
                 logits = rows.forward((pending, pending if guided else ()), "image")
                 passes += 1
             low, high = layout.interval(index)
-            token = sample(
-                logits[0],
-                logits[1] if guided else None,
-                first_id=low,
-                low=low,
-                high=high,
-                guidance=request.guidance,
-                top_k=request.top_k,
-                temperature=request.temperature,
-                seed=seed,
-                position=offset + index,
-            )
+            cond, uncond = logits[0], logits[1] if guided else None
+            token = sampler(cond, uncond, low, low, high, offset + index)
             pending = []
         tokens.append(token)
         pending.append(token)

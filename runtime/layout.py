@@ -105,7 +105,9 @@ class ImageLayout:
         for index, token in enumerate(tokens):
             low, high = self.interval(index)
             if not low <= token < high:
-                msg = f"token {token} at index {index} of a {self.width}x{self.height} picture, expected [{low}, {high})"
+                msg = (
+                    f"token {token} at index {index} of a {self.width}x{self.height} picture, expected [{low}, {high})"
+                )
                 raise InvalidRequest(msg)
         body = np.asarray(tokens[3 : len(self) - 1], dtype=np.int64)
         finished = len(body) // (self.columns + 1)

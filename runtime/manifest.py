@@ -158,7 +158,9 @@ def _construct(cls: type[T], data: dict[str, Any], where: str) -> T:
         data = {**data, "sizes": _pairs(data["sizes"], where)}
     for key, value in data.items():
         expected = TYPES.get(str(known[key].type))
-        if expected is not None and (not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected)):
+        if expected is not None and (
+            not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected)
+        ):
             msg = f"{where}: {key} must be {known[key].type}, got {value!r}"
             raise BundleError(msg)
     try:

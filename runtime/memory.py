@@ -95,9 +95,8 @@ def what_would_fit(manifests: list[Manifest], size: tuple[int, int], free_bytes:
 def available_bytes() -> int:
     """Memory that a new process can have without swapping, within the limits of its control group."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for line in _read("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            limits.append(int(line.split()[1]) << 10)
+    meminfo = (line.split() for line in _read("/proc/meminfo").splitlines())
+    limits += [int(words[1]) << 10 for words in meminfo if words[0] == "MemAvailable:"]
     group, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
     if group.isdigit() and used.isdigit():
         limits.append(int(group) - int(used))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import secrets
 import time
@@ -25,7 +24,9 @@ from mgpt_edge.runtime.prompt import encode_prompt
 from mgpt_edge.runtime.request import Request
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator
+
 
 @dataclass(frozen=True, slots=True)
 class Preview:
@@ -97,7 +98,9 @@ class Model:
         images = [event.image for event in events if isinstance(event, Picture)]
         return images if "count" in settings else images[0]
 
-    def stream(self, prompt: str, *, seed: int | None = None, preview: bool = False, **settings: Any) -> Iterator[Event]:
+    def stream(
+        self, prompt: str, *, seed: int | None = None, preview: bool = False, **settings: Any
+    ) -> Iterator[Event]:
         """Draws as `generate` does and yields what is done as it is done: rows, previews if asked for, pictures.
 
         Closing the generator cancels. The settings are checked here, before the first event is asked for.

@@ -63,7 +63,9 @@ class Request:
         for name in settings:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
-                msg = f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}")
+                msg = f"unknown setting {name!r}" + (
+                    f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+                )
                 raise InvalidRequest(msg)
         return cls(**settings)
 

@@ -34,9 +34,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def bundle_of(
-    checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str, str], Bundle]:
+def bundle_of(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Bundle]:
     """(kind, precision) -> its bundle."""
     made: dict[tuple[str, str], Bundle] = {}
 

@@ -18,7 +18,8 @@ LIKE_7B: dict[str, Any] = {}
 LIKE_34B: dict[str, Any] = {
     "num_heads": 8,
     "num_kv_heads": 4,
-    "head_dim": 8,
+    "head_dim": 16,
+    "hidden_size": 128,
     "model_parallel_size": 4,
     "swin_norm": True,
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from mgpt_edge.export.model import Decoder
@@ -12,6 +11,7 @@ from mgpt_edge.runtime.rotary import rotary_tables
 from mgpt_edge.runtime.sampling_reference import sample
 
 if TYPE_CHECKING:
+    import numpy as np
 
     from mgpt_edge.export.checkpoint import Checkpoint
     from mgpt_edge.runtime.layout import ImageLayout

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from mgpt_edge.export.quantise import int4, int8
+from mgpt_edge.runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,9 +46,13 @@ class Weights:
     def float32(self, name: str) -> NDArray[np.float32]:
         return self.read(name).astype(np.float32)
 
-    def add(self, name: str, dtype: ir.DataType, shape: Sequence[int], array: Callable[[], NDArray[np.generic]]) -> ir.Value:
+    def add(
+        self, name: str, dtype: ir.DataType, shape: Sequence[int], array: Callable[[], NDArray[np.generic]]
+    ) -> ir.Value:
         """A new initializer whose array is computed when it is written."""
-        tensor = ir.LazyTensor(lambda: ir.Tensor(array(), dtype=dtype, name=name), dtype=dtype, shape=ir.Shape(shape), name=name)
+        tensor = ir.LazyTensor(
+            lambda: ir.Tensor(array(), dtype=dtype, name=name), dtype=dtype, shape=ir.Shape(shape), name=name
+        )
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
         self.added.append(value)
         return value
@@ -61,6 +66,7 @@ def lower_decoder(model: ir.Model, read: Callable[[str], NDArray[np.generic]], p
     Outputs: hidden [1, n_0 + n_1, hidden]; present.….{row}, which may be bound to the memory of past.….{row}.
     """
     graph, weights = model.graph, Weights(model.graph, read)
+    _check_heads(graph)
     sizes = _join_rows(graph)
     for node in list(graph):
         if node.op_type == "CachedAttention":
@@ -82,6 +88,13 @@ def lower_head(model: ir.Model, read: Callable[[str], NDArray[np.generic]], prec
 def lower_vq(model: ir.Model, read: Callable[[str], NDArray[np.generic]]) -> ir.Model:
     """The VQ graphs run in float32 in the family's own code, and here."""
     return _finish(model, Weights(model.graph, read))
+
+
+def _check_heads(graph: ir.Graph) -> None:
+    head_dim = next(node for node in graph if node.op_type == "CachedAttention").attributes["head_dim"].as_int()
+    if head_dim % 16:
+        msg = f"ONNX Runtime's attention takes head_dim in multiples of 16, this checkpoint has {head_dim}"
+        raise CheckpointError(msg)
 
 
 def _join_rows(graph: ir.Graph) -> ir.Value:
@@ -116,7 +129,9 @@ def _split_attention(graph: ir.Graph, node: ir.Node, sizes: ir.Value) -> None:
     pasts = [value.name for value in node.inputs[3:5]]
     outputs = []
     for row in range(ROWS):
-        cache = [_input(f"{name}.{row}", ir.DataType.FLOAT, [1, kv_heads, f"capacity{row}", head_dim]) for name in pasts]
+        cache = [
+            _input(f"{name}.{row}", ir.DataType.FLOAT, [1, kv_heads, f"capacity{row}", head_dim]) for name in pasts
+        ]
         lengths = [_named(graph.inputs, f"{name}.{row}") for name in ("seqlen", "total")]
         y, *present = tape.op_multi_out(
             "GroupQueryAttention",
@@ -151,7 +166,9 @@ def _fill_shapes(graph: ir.Graph) -> None:
             continue
         sizes = (0, 0, *shape[2:])
         if sizes not in constants:
-            constants[sizes] = ir.Value(name=f"shape{sizes}", const_value=ir.tensor(np.array(sizes), name=f"shape{sizes}"))
+            constants[sizes] = ir.Value(
+                name=f"shape{sizes}", const_value=ir.tensor(np.array(sizes), name=f"shape{sizes}")
+            )
             graph.register_initializer(constants[sizes])
         node.replace_input_with(1, constants[sizes])
         node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
@@ -177,7 +194,7 @@ def _lower_linears(graph: ir.Graph, weights: Weights, precision: str) -> None:
         for value in tape.initializers:
             graph.register_initializer(value)
         for node, part in zip(nodes, parts, strict=True):
-            ir.convenience.replace_all_uses_with(node.outputs[0], part, replace_graph_outputs=True)
+            _replace(node.outputs[0], part)
             graph.remove([node, node.inputs[1].producer()], safe=True)
 
 
@@ -186,12 +203,16 @@ def _weight_name(node: ir.Node) -> str:
     return producer.inputs[0].name if producer is not None and producer.op_type == "Transpose" else ""
 
 
-def _emit_fp32(tape: Tape, weights: Weights, name: str, weight: Weight, shape: tuple[int, int], x: ir.Value) -> ir.Value:
+def _emit_fp32(
+    tape: Tape, weights: Weights, name: str, weight: Weight, shape: tuple[int, int], x: ir.Value
+) -> ir.Value:
     transposed = weights.add(f"{name}.T", ir.DataType.FLOAT, shape[::-1], lambda: np.ascontiguousarray(weight().T))
     return tape.op("MatMul", [x, transposed])
 
 
-def _emit_int8(tape: Tape, weights: Weights, name: str, weight: Weight, shape: tuple[int, int], x: ir.Value) -> ir.Value:
+def _emit_int8(
+    tape: Tape, weights: Weights, name: str, weight: Weight, shape: tuple[int, int], x: ir.Value
+) -> ir.Value:
     """Activations as uint8 about 128 with a scale a token: the form for which the CPU has fast kernels."""
     packed = lru_cache(maxsize=1)(lambda: int8.pack(weight()))
     quantised = weights.add(f"{name}.int8", ir.DataType.INT8, shape[::-1], lambda: packed()[0])
@@ -209,7 +230,9 @@ def _emit_int8(tape: Tape, weights: Weights, name: str, weight: Weight, shape: t
     return tape.op("Mul", [total, token])
 
 
-def _emit_int4(tape: Tape, weights: Weights, name: str, weight: Weight, shape: tuple[int, int], x: ir.Value) -> ir.Value:
+def _emit_int4(
+    tape: Tape, weights: Weights, name: str, weight: Weight, shape: tuple[int, int], x: ir.Value
+) -> ir.Value:
     packed = lru_cache(maxsize=1)(lambda: int4.pack(weight()))
     out, width = shape
     blocks = width // int4.BLOCK
@@ -260,7 +283,7 @@ def _fuse_residual_norms(graph: ir.Graph) -> None:
             num_outputs=4,
         )
         graph.insert_before(add, tape.nodes)
-        ir.convenience.replace_all_uses_with(node.outputs[0], y, replace_graph_outputs=True)
+        _replace(node.outputs[0], y)
         ir.convenience.replace_all_uses_with(add.outputs[0], total)
         graph.remove([node, add], safe=True)
 
@@ -286,6 +309,13 @@ def _finish(model: ir.Model, weights: Weights) -> ir.Model:
     model.opset_imports[CONTRIB] = 1
     model.ir_version = 13
     return model
+
+
+def _replace(old: ir.Value, new: ir.Value) -> None:
+    """Puts `new` where `old` was, under its name if that is the graph's."""
+    if old.is_graph_output():
+        old.name, new.name = None, old.name
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
 def _input(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:

@@ -6,11 +6,10 @@ import json
 import sys
 import warnings
 
-import click
 import typer
 
 from mgpt_edge.cli import bundles, doctor, generate
-from mgpt_edge.runtime.errors import CompatibilityWarning, MgptError
+from mgpt_edge.runtime.errors import CompatibilityWarning, InvalidRequest, MgptError
 
 app = typer.Typer(
     name="mgpt",
@@ -25,7 +24,8 @@ app = typer.Typer(
 for verb in (generate.generate, bundles.export, bundles.inspect, bundles.verify, bundles.estimate, doctor.doctor):
     app.command()(verb)
 
-INTERRUPTED = 130
+# Newer releases of typer carry a click of their own: the base class is reached through what both export.
+UsageError: type[Exception] = typer.BadParameter.__base__
 
 
 def main() -> None:
@@ -36,12 +36,10 @@ def main() -> None:
         code = app(standalone_mode=False)
     except MgptError as error:
         code = _fail(str(error), type(error).__name__, error.exit_code, as_json=as_json)
-    except click.exceptions.Abort:
-        code = _fail("interrupted", "Interrupted", INTERRUPTED, as_json=as_json)
-    except click.ClickException as error:
-        code = _fail(error.format_message(), "InvalidRequest", error.exit_code, as_json=as_json)
-    except KeyboardInterrupt as error:
-        code = _fail(str(error) or "interrupted", "Interrupted", INTERRUPTED, as_json=as_json)
+    except UsageError as error:
+        code = _fail(error.format_message(), "InvalidRequest", InvalidRequest.exit_code, as_json=as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _fail("interrupted", "Interrupted", generate.Interrupted.exit_code, as_json=as_json)
     sys.exit(code)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path  # noqa: TC003  typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,7 +19,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 def export(
     checkpoint: Annotated[str, typer.Argument(help="Folder of a checkpoint, or a Hugging Face repository id.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle to make.")],
-    vq: Annotated[Path | None, typer.Option(help="Folder of the VQ files, where they are not beside config.json.")] = None,
+    vq: Annotated[
+        Path | None, typer.Option(help="Folder of the VQ files, where they are not beside config.json.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="fp32, int8 or int4.")] = "int8",
     engine: Annotated[str, typer.Option(help="cpu.")] = "cpu",
     target_size: Annotated[int | None, typer.Option(help="Side in pixels that the checkpoint was trained for.")] = None,

@@ -36,6 +36,7 @@ def _facts() -> dict[str, Any]:
             return "not installed"
 
     cores = memory.physical_cores()
+    bandwidth = _native.read_bandwidth(BANDWIDTH_BYTES, cores, BANDWIDTH_SECONDS)
     names = ("mgpt-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx", "tensorrt", "torch")
     return {
         "python": f"{sys.version.split()[0]} on {platform.platform()}",
@@ -43,7 +44,7 @@ def _facts() -> dict[str, Any]:
         "engine": _engine(),
         "cores": cores,
         "cpu features": " ".join(name for name, there in _native.cpu_features().items() if there) or "none known",
-        "memory read": f"{_native.read_bandwidth(BANDWIDTH_BYTES, cores, BANDWIDTH_SECONDS):.1f} GB/s with {cores} threads",
+        "memory read": f"{bandwidth:.1f} GB/s with {cores} threads",
         "memory free": memory.mebibytes(memory.available_bytes()),
         "gpu": _gpu(),
         "default bundle": str(default_bundle()) if default_bundle().is_dir() else f"missing: {default_bundle()}",

@@ -11,11 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mgpt_edge.runtime.errors import MgptError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mgpt_edge.runtime.model import Event, Model
     from mgpt_edge.runtime.request import Request
+
+
+class Interrupted(MgptError):
+    """Ctrl-C, after what was finished has been saved."""
+
+    exit_code = 130
 
 
 def generate(
@@ -26,7 +34,9 @@ def generate(
     top_k: Annotated[int | None, typer.Option(help="Candidates at each code.")] = None,
     temperature: Annotated[float | None, typer.Option(help="1 is as trained, 0 takes the likeliest.")] = None,
     count: Annotated[int | None, typer.Option(help="Pictures, drawn with seed, seed + 1, …")] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="PNG file; out-0.png, … with --count.")] = Path("out.png"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="PNG file; out-0.png, … with --count.")] = Path(
+        "out.png"
+    ),
     model: Annotated[Path | None, typer.Option(help="Bundle; the small model of the package unless given.")] = None,
     preview: Annotated[Path | None, typer.Option(help="PNG file kept up to date with the finished rows.")] = None,
     from_image: Annotated[Path | None, typer.Option(help="Draw the picture of this PNG again.")] = None,
@@ -137,7 +147,7 @@ def _draw(model: Model, request: Request, paths: list[Path], preview: Path | Non
                 pictures.append({"path": str(paths[event.picture]), **event.image.info[KEY]})
                 row = None
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(_save_partial(model, request, row, paths)) from error
+        raise Interrupted(_save_partial(model, request, row, paths)) from error
     seconds = time.perf_counter() - started
     return {"pictures": pictures, "seconds": round(seconds, 4), "passes": passes}
 

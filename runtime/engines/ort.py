@@ -84,7 +84,7 @@ class OrtEngine:
             path = self.bundle.path(f"{name}.onnx")
             try:
                 self._sessions[name] = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            except Exception as error:  # noqa: BLE001  ONNX Runtime's exceptions share no public base
+            except Exception as error:
                 msg = f"onnxruntime {ort.__version__} can't load {path}: {error}; see: mgpt doctor"
                 raise IncompatibleEngine(msg) from error
         return self._sessions[name]

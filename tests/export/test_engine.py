@@ -35,7 +35,9 @@ def oracle(checkpoint: Checkpoint) -> tuple[ChameleonModel, torch.Tensor]:
     state = {name.removeprefix("model."): checkpoint.tensor(name) for name in checkpoint.names()}
     head = state.pop("lm_head.weight")
     for layer in range(config.num_layers):
-        for name, tensor in zip(("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias"), checkpoint.qk_norm(layer), strict=True):
+        for name, tensor in zip(
+            ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias"), checkpoint.qk_norm(layer), strict=True
+        ):
             state[f"layers.{layer}.self_attn.{name}"] = tensor
     missing = model.load_state_dict(state, strict=False)
     assert not missing.unexpected_keys

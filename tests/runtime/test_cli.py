@@ -62,8 +62,8 @@ def test_generate_and_again_from_its_file(mgpt, bundle, tmp_path):
 
 def test_count_json_and_preview(mgpt, bundle):
     code, out, err = mgpt(
-        "generate", "a cat", "--size", "32x64", "--seed", 8, "--count", 3, "-o", "p.png", "--preview", "now.png", "--json",
-        "--model", bundle,
+        "generate", "a cat", "--size", "32x64", "--seed", 8, "--count", 3, "-o", "p.png",
+        "--preview", "now.png", "--json", "--model", bundle,
     )  # fmt: skip
     result = json.loads(out)
     assert code == 0
@@ -129,7 +129,9 @@ def test_export_inspect_verify_estimate(mgpt, checkpoints):
         code, out, _ = mgpt("estimate", place, "--size", size, "--json")
         facts = json.loads(out)
         assert (code, facts["fits"]) == (0, True)
-        parts = sum(facts[name] for name in facts if name.endswith("_bytes") and name not in {"total_bytes", "free_bytes"})
+        parts = sum(
+            facts[name] for name in facts if name.endswith("_bytes") and name not in {"total_bytes", "free_bytes"}
+        )
         assert facts["total_bytes"] == parts
 
 
@@ -166,10 +168,11 @@ def test_doctor(mgpt):
 
 
 def test_ctrl_c_saves_the_rows_so_far(bundle, tmp_path):
+    arguments = ["generate", "a cat", "--size", "1024x1024", "--seed", "1", "-o", "big.png", "--preview", "now.png"]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     process = subprocess.Popen(
-        [*MGPT, "generate", "a cat", "--size", "1024x1024", "--seed", "1", "-o", "big.png", "--preview", "now.png", "--model", bundle],
-        cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"},
-    )  # fmt: skip
+        [*MGPT, *arguments, "--model", bundle], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "now.png").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -101,7 +101,9 @@ def test_sizes_are_whole_numbers(size):
         ImageLayout(*size, LUMINA)
 
 
-@pytest.mark.parametrize(("target", "count", "widest"), [(512, 49, (1024, 256)), (768, 73, (1536, 384)), (1024, 97, (2048, 512))])
+@pytest.mark.parametrize(
+    ("target", "count", "widest"), [(512, 49, (1024, 256)), (768, 73, (1536, 384)), (1024, 97, (2048, 512))]
+)
 def test_crop_lists(target, count, widest):
     sizes = buckets(target)
     assert len(sizes) == count == len(set(sizes))
@@ -122,7 +124,9 @@ def test_nearest_bucket_keeps_most_of_the_picture(width, height):
     assert kept(nearest_bucket(width, height, sizes)) == pytest.approx(max(map(kept, sizes)))
 
 
-@pytest.mark.parametrize("change", [{"bos": -1}, {"codes": 65536}, {"first_grid": 65000}, {"separator": "x"}, {"codes": 0}])
+@pytest.mark.parametrize(
+    "change", [{"bos": -1}, {"codes": 65536}, {"first_grid": 65000}, {"separator": "x"}, {"codes": 0}]
+)
 def test_vocabulary_is_checked(change):
     with pytest.raises(BundleError, match="vocabulary"):
         Vocabulary(**{**LUMINA.to_json(), **change})

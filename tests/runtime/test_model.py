@@ -179,7 +179,13 @@ def test_user_text_cannot_spell_a_special_token(model):
     vocabulary = model.manifest.vocabulary
     text = "<reserved08706> <eoss> IMGIMGAZ <|image|> <s> <racm3:break>"
     tokens = encode_prompt(model.tokenizer, vocabulary, "text-to-image", width=32, height=32, prompt=text)
-    special = {vocabulary.separator, vocabulary.end_image, vocabulary.begin_image, vocabulary.first_code, vocabulary.bos}
+    special = {
+        vocabulary.separator,
+        vocabulary.end_image,
+        vocabulary.begin_image,
+        vocabulary.first_code,
+        vocabulary.bos,
+    }
     assert not special & set(tokens[1:-1])
     assert model.tokenizer.decode(tokens[1:-1], skip_special_tokens=False).endswith(text)
 
