@@ -32,7 +32,7 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, folder: str | Path) -> Bundle:
+    def open(cls, folder: str | os.PathLike[str]) -> Bundle:
         """Reads the manifest, then compares every file's size and hash with it.
 
         A hash that was found right is remembered by the file's path, size and time, in the user's cache
@@ -54,7 +54,7 @@ class Bundle:
         return bundle
 
     @classmethod
-    def peek(cls, folder: str | Path) -> Bundle:
+    def peek(cls, folder: str | os.PathLike[str]) -> Bundle:
         """Reads the manifest only."""
         folder = Path(folder)
         path = folder / MANIFEST

@@ -58,7 +58,8 @@ def _decode_picture(
 ) -> Iterator[FinishedRow]:
     guided = request.guidance != 1
     sampler = Sampler(request.guidance, request.top_k, request.temperature, request.seed + picture)
-    tokens, pending = list(layout.grid), []
+    tokens = list(layout.grid)
+    pending: list[int] = []
     passes, started = 0, time.perf_counter()
     for index in range(len(tokens), len(layout)):
         token = layout.forced(index)

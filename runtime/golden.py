@@ -44,11 +44,11 @@ def recompute(bundle: Bundle, engine: Engine) -> float:
         raise BundleError(msg) from error
     logits = engine.open((len(golden.tokens), 0)).forward((golden.tokens, ()), "image")[0]
     expected = np.array(golden.logits)
-    error = float(np.abs(logits[golden.ids] - expected).max() / np.abs(expected).max())
-    if not error <= LARGEST_ERROR[bundle.manifest.precision]:
+    deviation = float(np.abs(logits[golden.ids] - expected).max() / np.abs(expected).max())
+    if not deviation <= LARGEST_ERROR[bundle.manifest.precision]:
         msg = (
-            f"{bundle.folder}: golden logits are off by {error:.2g}, expected at most "
+            f"{bundle.folder}: golden logits are off by {deviation:.2g}, expected at most "
             f"{LARGEST_ERROR[bundle.manifest.precision]:g}; this machine or its ONNX Runtime computes something else"
         )
         raise BundleError(msg)
-    return error
+    return deviation
