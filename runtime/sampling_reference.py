@@ -2,33 +2,34 @@
 
 **Noise.** ``gumbel(seed, position, id)`` is float32 and depends on nothing else.
 
-1. Word: Philox-4x32-10 with key ``(seed mod 2^32, seed div 2^32)`` and counter ``(id >> 2, position, 0, 0)``; the word of
-   the id is output number ``id & 3``. ``id`` is the vocabulary id; ``position`` is the token's absolute index in the
-   conditional row.
-2. ``unit(x) = (x + 0.5) 2^-32``, rounded once to float32: ``(float(x >> 16) * 65536 + (float(x & 65535) + 0.5)) * 2^-32``.
-   ``u = unit(x)`` and ``v = unit(~x)``, which is 1 - u without cancellation. Both lie in [2^-33, 1].
-3. ``E = -log1p(-u)``: split ``v = 2^e (1 + f)`` with the mantissa in [sqrt(1/2), sqrt(2)), by integer operations on the
-   bits: ``s = bits(v) - 0x3F3504F3 (mod 2^32)``, ``e = int32(s) >> 23``, ``1 + f = float((s & 0x7FFFFF) + 0x3F3504F3)``. Where
-   e = 0, ``f = -u`` instead: there u has the digits that v lost. ``E = -log_of_parts(e, f)``.
+1. Word: Philox-4x32-10 with key ``(seed mod 2^32, seed div 2^32)`` and counter ``(id >> 2, position, 0, 0)``; the
+   word of the id is output number ``id & 3``. ``id`` is the vocabulary id; ``position`` is the token's absolute index
+   in the conditional row.
+2. ``unit(x) = (x + 0.5) 2^-32``, rounded once to float32: ``(float(x >> 16) * 65536 + (float(x & 65535) + 0.5)) *
+   2^-32``. ``u = unit(x)`` and ``v = unit(~x)``, which is 1 - u without cancellation. Both lie in [2^-33, 1].
+3. ``E = -log1p(-u)``: split ``v = 2^e (1 + f)`` with the mantissa in [sqrt(1/2), sqrt(2)), by integer operations on
+   the bits: ``s = bits(v) - 0x3F3504F3 (mod 2^32)``, ``e = int32(s) >> 23``, ``1 + f = float((s & 0x7FFFFF) +
+   0x3F3504F3)``. Where e = 0, ``f = -u`` instead: there u has the digits that v lost. ``E = -log_of_parts(e, f)``.
 4. ``gumbel = -log(E)``, by the same split and the same ``log_of_parts``.
 
-``log_of_parts(e, f)`` is ``log(2^e (1 + f))``, each operation rounded to float32 in this order and never fused: P by Horner's
-rule with the coefficients below, from the highest; ``q = f*f``; ``t = (q*f)*P``; ``t = t + e*LN2_LOW``; ``t = t - 0.5*q``; the
-result is ``e*LN2_HIGH + (f + t)``. NumPy's own logarithm is not used: it differs between machines.
+``log_of_parts(e, f)`` is ``log(2^e (1 + f))``, each operation rounded to float32 in this order and never fused: P by
+Horner's rule with the coefficients below, from the highest; ``q = f*f``; ``t = (q*f)*P``; ``t = t + e*LN2_LOW``; ``t
+= t - 0.5*q``; the result is ``e*LN2_HIGH + (f + t)``. NumPy's own logarithm is not used: it differs between machines.
 
 **Sampling.** For the ids of ``[low, high)``, all arithmetic in float32, each operation rounded:
 
 1. Guided logit: the conditional logit ``c`` where there is no unconditional row or the guidance ``s`` is 1; the
    unconditional ``u`` where ``s`` is 0; else ``u + s*(c - u)``. -0.0 becomes +0.0.
-2. NaN in either row is an error, also where the id is excluded. An id is excluded where ``c``, ``u`` or the guided logit is
-   -inf. Where an id that is not excluded has no guided logit (inf - inf), that is the same error. +inf is larger than
-   every number.
+2. NaN in either row is an error, also where the id is excluded. An id is excluded where ``c``, ``u`` or the guided
+   logit is -inf. Where an id that is not excluded has no guided logit (inf - inf), that is the same error. +inf is
+   larger than every number.
 3. Nothing left is an error. With temperature 0 the token is the largest guided logit, of equals the lowest id.
 4. Top-k: ids below the k-th largest guided logit drop out; ties at the k-th stay.
-5. ``score = guided / temperature + gumbel(seed, position, id)``; the token is the largest score, of equals the lowest id.
+5. ``score = guided / temperature + gumbel(seed, position, id)``; the token is the largest score, of equals the lowest
+   id.
 
-Step 5 draws from softmax(guided / temperature) over the top-k: the Gumbel-max trick. A temperature so small that quotients
-overflow makes them equal. Guidance and temperature are rounded to float32 first.
+Step 5 draws from softmax(guided / temperature) over the top-k: the Gumbel-max trick. A temperature so small that
+quotients overflow makes them equal. Guidance and temperature are rounded to float32 first.
 """
 
 from __future__ import annotations
@@ -81,11 +82,12 @@ def philox4x32(counter: tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike], key: 
     return [np.asarray(word).astype(np.uint32) for word in (c0, c1, c2, c3)]
 
 
-def noise_words(seed: int, position: int, ids: ArrayLike) -> Words:
+def noise_words(seed: int, position: ArrayLike, ids: ArrayLike) -> Words:
     """The random word of every vocabulary id (step 1 of the noise)."""
     ids = np.asarray(ids, np.uint32)
     block = philox4x32((ids >> np.uint32(2), position, 0, 0), (seed & 0xFFFFFFFF, seed >> 32))
-    return np.choose(ids & np.uint32(3), block)
+    word: Words = np.choose(ids & np.uint32(3), block)
+    return word
 
 
 def gumbel_of_words(words: ArrayLike) -> Floats:
@@ -97,16 +99,16 @@ def gumbel_of_words(words: ArrayLike) -> Floats:
     return -_log_of_parts(*_log_parts(exponential))
 
 
-def gumbel(seed: int, position: int, ids: ArrayLike) -> Floats:
+def gumbel(seed: int, position: ArrayLike, ids: ArrayLike) -> Floats:
     """Standard Gumbel noise of every id at a position.
 
     Args:
         seed: 0 <= seed < 2^64.
-        position: index of the token in the conditional row, 0 <= position < 2^32.
-        ids: vocabulary ids, any shape.
+        position: index of the token in the conditional row, 0 <= position < 2^32; an array broadcasts with `ids`.
+        ids: vocabulary ids, below 2^31.
 
     Returns:
-        float32 of the shape of ``ids``.
+        float32 of the shape that ``position`` and ``ids`` broadcast to.
     """
     return gumbel_of_words(noise_words(seed, position, ids))
 
@@ -164,7 +166,8 @@ def sample(
 def _unit(words: Words) -> Floats:
     high = (words >> np.uint32(16)).astype(np.float32) * np.float32(65536)
     low = (words & np.uint32(0xFFFF)).astype(np.float32) + np.float32(0.5)
-    return (high + low) * np.float32(2.0**-32)
+    unit: Floats = (high + low) * np.float32(2.0**-32)
+    return unit
 
 
 def _log_parts(x: Floats) -> tuple[NDArray[np.int32], Floats]:
@@ -182,4 +185,5 @@ def _log_of_parts(exponent: NDArray[np.int32], f: Floats) -> Floats:
     tail = square * f * p
     tail = tail + e * LN2_LOW
     tail = tail - np.float32(0.5) * square
-    return e * LN2_HIGH + (f + tail)
+    log: Floats = e * LN2_HIGH + (f + tail)
+    return log
