@@ -16,6 +16,7 @@ from mgpt_edge.export.golden import golden_logits
 from mgpt_edge.export.graphfile import graph_bytes, write_graph
 from mgpt_edge.export.invariance import width_invariant
 from mgpt_edge.export.lower import cpu
+from mgpt_edge.export.lower.linears import PRECISIONS
 from mgpt_edge.export.tokenizer import text_tokenizer
 from mgpt_edge.runtime import manifest as m
 from mgpt_edge.runtime.bundle import MANIFEST, Bundle, sha256, write_atomically
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int, int], None]
     """(what is being done, bytes written, bytes in all)"""
 
-ENGINES = {"cpu": cpu.PRECISIONS}
+ENGINES = {"cpu": PRECISIONS}
 
 
 def export_bundle(

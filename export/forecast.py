@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from mgpt_edge.export.lower import cpu
+from mgpt_edge.export.lower.linears import PRECISIONS
 from mgpt_edge.export.quantise import int4
 from mgpt_edge.runtime import manifest as m
 
@@ -78,7 +78,7 @@ def forecasts(checkpoint: Checkpoint) -> dict[str, m.Manifest]:
             target_size=target,
             width_invariant=False,
         )
-        for precision in cpu.PRECISIONS
+        for precision in PRECISIONS
     }
 
 

@@ -6,56 +6,22 @@ laid end to end for every other operator, and split for one attention a row.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from itertools import groupby
 from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from mgpt_edge.export.quantise import int4, int8
+from mgpt_edge.export.lower.linears import CONTRIB, lower_linears
+from mgpt_edge.export.lower.weights import Weights, replace
 from mgpt_edge.runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
-    Weight = Callable[[], NDArray[np.float32]]
-    Emit = Callable[[Tape, "Weights", str, Weight, tuple[int, int], ir.Value], ir.Value]
-
 ROWS = 2
-CONTRIB = "com.microsoft"
-PRECISIONS = ("fp32", "int8", "int4")
-
-
-class Weights:
-    """Turns the names of a traced graph into arrays, one at a time, when they are written.
-
-    Args:
-        graph: as traced; its initializers are names without data.
-        read: such a name -> array in the checkpoint's own dtype.
-    """
-
-    def __init__(self, graph: ir.Graph, read: Callable[[str], NDArray[np.generic]]) -> None:
-        self.traced = frozenset(graph.initializers)
-        self.read = read
-        self.added: list[ir.Value] = []
-
-    def float32(self, name: str) -> NDArray[np.float32]:
-        return self.read(name).astype(np.float32)
-
-    def add(
-        self, name: str, dtype: ir.DataType, shape: Sequence[int], array: Callable[[], NDArray[np.generic]]
-    ) -> ir.Value:
-        """A new initializer whose array is computed when it is written."""
-        tensor = ir.LazyTensor(
-            lambda: ir.Tensor(array(), dtype=dtype, name=name), dtype=dtype, shape=ir.Shape(shape), name=name
-        )
-        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
-        self.added.append(value)
-        return value
 
 
 def lower_decoder(model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str) -> ir.Model:
@@ -70,9 +36,9 @@ def lower_decoder(model: ir.Model, read: Callable[[str], NDArray[np.generic]], p
     sizes = _join_rows(graph)
     for node in list(graph):
         if node.op_type == "CachedAttention":
-            _split_attention(graph, node, sizes)
-    _fill_shapes(graph)
-    _lower_linears(graph, weights, precision)
+            _split_attention(graph, node, sizes, weights)
+    _fill_shapes(graph, weights)
+    lower_linears(graph, weights, precision)
     _lower_embedding(graph, weights)
     _fuse_residual_norms(graph)
     return _finish(model, weights)
@@ -81,7 +47,7 @@ def lower_decoder(model: ir.Model, read: Callable[[str], NDArray[np.generic]], p
 def lower_head(model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str) -> ir.Model:
     """A traced head; `read("weight")` gives its rows of the vocabulary."""
     weights = Weights(model.graph, read)
-    _lower_linears(model.graph, weights, precision)
+    lower_linears(model.graph, weights, precision)
     return _finish(model, weights)
 
 
@@ -116,14 +82,13 @@ def _join_rows(graph: ir.Graph) -> ir.Value:
     return sizes
 
 
-def _split_attention(graph: ir.Graph, node: ir.Node, sizes: ir.Value) -> None:
+def _split_attention(graph: ir.Graph, node: ir.Node, sizes: ir.Value, weights: Weights) -> None:
     """One CachedAttention over joined rows -> one GroupQueryAttention a row, cache in place."""
     tape = Tape()
     heads, kv_heads, head_dim = (node.attributes[name].as_int() for name in ("num_heads", "kv_num_heads", "head_dim"))
-    flat = tape.initializer(ir.tensor(np.array([0, 0, -1]), name=f"{node.outputs[0].name}.flat"))
     parts = []
     for value in node.inputs[:3]:
-        joined = tape.op("Reshape", [value, flat])
+        joined = tape.op("Reshape", [value, weights.constant([0, 0, -1])])
         parts.append(tape.op_multi_out("Split", [joined, sizes], {"axis": 1}, num_outputs=ROWS))
     tables = [_named(graph.inputs, name) for name in ("cos", "sin")]
     pasts = [value.name for value in node.inputs[3:5]]
@@ -148,108 +113,21 @@ def _split_attention(graph: ir.Graph, node: ir.Node, sizes: ir.Value) -> None:
         outputs.append(y)
     joined = tape.op("Concat", outputs, {"axis": 1})
     (flatten,) = (use.node for use in node.outputs[0].uses())  # the traced [.., heads, D] -> [.., heads * D]
-    for value in tape.initializers:
-        graph.register_initializer(value)
     graph.insert_before(node, tape.nodes)
     ir.convenience.replace_all_uses_with(flatten.outputs[0], joined)
     graph.remove([flatten, node], safe=True)
 
 
-def _fill_shapes(graph: ir.Graph) -> None:
+def _fill_shapes(graph: ir.Graph, weights: Weights) -> None:
     """Reshapes that compute their leading dimensions keep them instead (0 in ONNX): six operators fewer each."""
-    constants: dict[tuple[int, ...], ir.Value] = {}
     for node in graph:
-        if node.op_type != "Reshape" or node.inputs[1].is_initializer():
+        if node.op_type != "Reshape" or node.inputs[1].const_value is not None:
             continue
         shape = node.outputs[0].shape
         if shape is None or len(shape) < 3 or any(not isinstance(size, int) for size in shape[2:]):
             continue
-        sizes = (0, 0, *shape[2:])
-        if sizes not in constants:
-            constants[sizes] = ir.Value(
-                name=f"shape{sizes}", const_value=ir.tensor(np.array(sizes), name=f"shape{sizes}")
-            )
-            graph.register_initializer(constants[sizes])
-        node.replace_input_with(1, constants[sizes])
+        node.replace_input_with(1, weights.constant([0, 0, *shape[2:]]))
         node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
-
-
-def _lower_linears(graph: ir.Graph, weights: Weights, precision: str) -> None:
-    """x @ transpose(weight) -> the precision's operators; linears that read the same x become one."""
-    linears = [node for node in graph if node.op_type == "MatMul" and _weight_name(node) in graph.initializers]
-    for _, group in groupby(linears, key=lambda node: (id(node.inputs[0]), id(node.graph))):
-        nodes = list(group)
-        names = [_weight_name(node) for node in nodes]
-        outs = [graph.initializers[name].shape[0] for name in names]
-        shape = (sum(outs), graph.initializers[names[0]].shape[1])
-        tape = Tape()
-        weight = lambda names=names: np.concatenate([weights.float32(name) for name in names])  # noqa: E731
-        y = EMIT[precision](tape, weights, "+".join(names), weight, shape, nodes[0].inputs[0])
-        if len(nodes) == 1:
-            parts = [y]
-        else:
-            sizes = tape.initializer(ir.tensor(np.array(outs), name=f"{names[0]}.split"))
-            parts = tape.op_multi_out("Split", [y, sizes], {"axis": -1}, num_outputs=len(outs))
-        graph.insert_before(nodes[0], tape.nodes)
-        for value in tape.initializers:
-            graph.register_initializer(value)
-        for node, part in zip(nodes, parts, strict=True):
-            _replace(node.outputs[0], part)
-            graph.remove([node, node.inputs[1].producer()], safe=True)
-
-
-def _weight_name(node: ir.Node) -> str:
-    producer = node.inputs[1].producer()
-    return producer.inputs[0].name if producer is not None and producer.op_type == "Transpose" else ""
-
-
-def _emit_fp32(
-    tape: Tape, weights: Weights, name: str, weight: Weight, shape: tuple[int, int], x: ir.Value
-) -> ir.Value:
-    transposed = weights.add(f"{name}.T", ir.DataType.FLOAT, shape[::-1], lambda: np.ascontiguousarray(weight().T))
-    return tape.op("MatMul", [x, transposed])
-
-
-def _emit_int8(
-    tape: Tape, weights: Weights, name: str, weight: Weight, shape: tuple[int, int], x: ir.Value
-) -> ir.Value:
-    """Activations as uint8 about 128 with a scale a token: the form for which the CPU has fast kernels."""
-    packed = lru_cache(maxsize=1)(lambda: int8.pack(weight()))
-    quantised = weights.add(f"{name}.int8", ir.DataType.INT8, shape[::-1], lambda: packed()[0])
-    scale = weights.add(f"{name}.scale", ir.DataType.FLOAT, shape[:1], lambda: _last(packed)[1])
-
-    def constant(label: str, value: np.generic | NDArray[np.generic]) -> ir.Value:
-        return tape.initializer(ir.tensor(np.asarray(value), name=f"{name}.{label}"))
-
-    axis, one, zero = constant("axis", np.array([-1])), constant("one", np.float32(1)), constant("zero", np.uint8(128))
-    largest = tape.op("ReduceMax", [tape.op("Abs", [x]), axis], {"keepdims": 1})
-    token = tape.op("Mul", [largest, constant("step", np.float32(1 / int8.LARGEST))])
-    token = tape.op("Max", [token, constant("least", np.float32(int8.SMALLEST_SCALE))])
-    activations = tape.op("QuantizeLinear", [tape.op("Div", [x, token]), one, zero])
-    total = tape.op("MatMulIntegerToFloat", [activations, quantised, one, scale, zero], domain=CONTRIB)
-    return tape.op("Mul", [total, token])
-
-
-def _emit_int4(
-    tape: Tape, weights: Weights, name: str, weight: Weight, shape: tuple[int, int], x: ir.Value
-) -> ir.Value:
-    packed = lru_cache(maxsize=1)(lambda: int4.pack(weight()))
-    out, width = shape
-    blocks = width // int4.BLOCK
-    values = weights.add(f"{name}.int4", ir.DataType.UINT8, (out, blocks, int4.BLOCK // 2), lambda: packed()[0])
-    scales = weights.add(f"{name}.scale", ir.DataType.FLOAT, (out * blocks,), lambda: _last(packed)[1].reshape(-1))
-    attributes = {"K": width, "N": out, "bits": 4, "block_size": int4.BLOCK, "accuracy_level": 4}
-    return tape.op("MatMulNBits", [x, values, scales], attributes, domain=CONTRIB)
-
-
-EMIT: dict[str, Emit] = {"fp32": _emit_fp32, "int8": _emit_int8, "int4": _emit_int4}
-
-
-def _last(packed: Callable[[], tuple[NDArray[np.generic], ...]]) -> tuple[NDArray[np.generic], ...]:
-    """The packed arrays for the last time: nothing keeps them afterwards."""
-    result = packed()
-    packed.cache_clear()
-    return result
 
 
 def _lower_embedding(graph: ir.Graph, weights: Weights) -> None:
@@ -269,7 +147,7 @@ def _lower_embedding(graph: ir.Graph, weights: Weights) -> None:
 
 
 def _fuse_residual_norms(graph: ir.Graph) -> None:
-    """x + branch, then RMSNorm -> one operator that gives both."""
+    """The sum x + branch, then RMSNorm -> one operator that gives both."""
     for node in list(graph):
         add = node.inputs[0].producer() if node.op_type == "RMSNormalization" else None
         if add is None or add.op_type != "Add":
@@ -283,7 +161,7 @@ def _fuse_residual_norms(graph: ir.Graph) -> None:
             num_outputs=4,
         )
         graph.insert_before(add, tape.nodes)
-        _replace(node.outputs[0], y)
+        replace(node.outputs[0], y)
         ir.convenience.replace_all_uses_with(add.outputs[0], total)
         graph.remove([node, add], safe=True)
 
@@ -309,13 +187,6 @@ def _finish(model: ir.Model, weights: Weights) -> ir.Model:
     model.opset_imports[CONTRIB] = 1
     model.ir_version = 13
     return model
-
-
-def _replace(old: ir.Value, new: ir.Value) -> None:
-    """Puts `new` where `old` was, under its name if that is the graph's."""
-    if old.is_graph_output():
-        old.name, new.name = None, old.name
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
 def _input(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:

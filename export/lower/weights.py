@@ -1,0 +1,60 @@
+"""The arrays of a graph, computed one at a time when they are written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+
+class Weights:
+    """Turns the names of a traced graph into arrays, one at a time, when they are written.
+
+    Args:
+        graph: as traced; its initializers are names without data.
+        read: such a name -> array in the checkpoint's own dtype.
+    """
+
+    def __init__(self, graph: ir.Graph, read: Callable[[str], NDArray[np.generic]]) -> None:
+        self.traced = frozenset(graph.initializers)
+        self.read = read
+        self.added: list[ir.Value] = []
+        self.constants: dict[tuple[np.dtype[np.generic], tuple[int, ...], bytes], ir.Value] = {}
+
+    def float32(self, name: str) -> NDArray[np.float32]:
+        return self.read(name).astype(np.float32)
+
+    def add(
+        self, name: str, dtype: ir.DataType, shape: Sequence[int], array: Callable[[], NDArray[np.generic]]
+    ) -> ir.Value:
+        """A new initializer whose array is computed when it is written."""
+        tensor = ir.LazyTensor(
+            lambda: ir.Tensor(array(), dtype=dtype, name=name), dtype=dtype, shape=ir.Shape(shape), name=name
+        )
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
+        self.added.append(value)
+        return value
+
+    def constant(self, array: NDArray[np.generic] | np.generic | list[int]) -> ir.Value:
+        """A small array, whole in the graph; equal ones are one."""
+        array = np.asarray(array)
+        key = array.dtype, array.shape, array.tobytes()
+        if key not in self.constants:
+            name = f"constant.{len(self.constants)}"
+            value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+            self.constants[key] = value
+            self.added.append(value)
+        return self.constants[key]
+
+
+def replace(old: ir.Value, new: ir.Value) -> None:
+    """Puts `new` where `old` was, under its name if that is the graph's."""
+    if old.is_graph_output():
+        old.name, new.name = None, old.name
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
