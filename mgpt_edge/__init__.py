@@ -1,9 +1,10 @@
 """mgpt-edge: Lumina-mGPT, compiled, on edge machines.
 
-    import mgpt_edge
-    model = mgpt_edge.load()
-    image = model.generate("a red sphere on a gray floor", seed=7)
-    mgpt_edge.save(image, "sphere.png")
+Example:
+    >>> import mgpt_edge
+    >>> model = mgpt_edge.load()
+    >>> image = model.generate("a red sphere on a gray floor", seed=7)
+    >>> mgpt_edge.save(image, "sphere.png")
 """
 
 from __future__ import annotations
