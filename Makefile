@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 TEST_VENV := .venv-test
 TEST_BIN := $(TEST_VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
-SHARED_FLAGS := -q --disable-pip-version-check
+PIP_FLAGS := -q --disable-pip-version-check
 
-.PHONY: demo test test-slow lint mini clean
+.PHONY: demo test test-slow lint typecheck mini clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mgpt generate "a large red sphere on a gray floor" --seed 7 -o demo.png
@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 
 $(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install $(SHARED_FLAGS) ".[cpu]"
+	$(BIN)/pip install $(PIP_FLAGS) -e ".[cpu]"
 	touch $@
 
 test: $(TEST_VENV)/.installed lint
@@ -27,13 +27,20 @@ test-slow: $(TEST_VENV)/.installed
 # Every .py file of the rooms is read from the source tree; only the native module needs a build.
 $(TEST_VENV)/.installed: $(SOURCES) constraints.txt
 	test -x $(TEST_BIN)/python || $(PYTHON) -m venv $(TEST_VENV)
-	$(TEST_BIN)/pip install $(SHARED_FLAGS) -c constraints.txt -e ".[cpu,test]"
+	$(TEST_BIN)/pip install $(PIP_FLAGS) -c constraints.txt -e ".[cpu,test]"
 	touch $@
 
-lint: $(TEST_VENV)/.installed
+lint: $(TEST_VENV)/.installed typecheck
 	$(TEST_BIN)/ruff check .
 	$(TEST_BIN)/ruff format --check .
 	$(TEST_BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp
+
+# mypy follows no mapping of folders: it reads links in the shape of the package.
+typecheck: $(TEST_VENV)/.installed
+	mkdir -p build/typing/mgpt_edge
+	ln -sfn $(CURDIR)/runtime build/typing/mgpt_edge/runtime
+	ln -sfn $(CURDIR)/mgpt_edge/cli build/typing/mgpt_edge/cli
+	ln -sf $(CURDIR)/mgpt_edge/__init__.py $(CURDIR)/mgpt_edge/py.typed build/typing/mgpt_edge/
 	$(TEST_BIN)/python -m mypy -p mgpt_edge.runtime
 
 # Trains the small model again from nothing: hours on two cores, resumable.
