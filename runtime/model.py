@@ -126,6 +126,7 @@ class Model:
     def draw(self, request: Request, *, preview: bool = False) -> Iterator[Event]:
         """`stream` for a request that is already made."""
         layout = self.layout(request.size)
+        self.bundle.path("vq_decoder.onnx")  # a bundle that cannot draw says so before minutes are spent
         self._warn_untrained(request.size)
         width, height = request.size
         tokens = encode_prompt(

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROWS = 2
+# What ONNX Runtime 1.23 reads, the last for Python 3.10. No operator used here changed between this and the traced one,
+# and the newer norm is lowered.
+OPSET = 21
+IR_VERSION = 10
 
 
 def lower_decoder(model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str) -> ir.Model:
@@ -40,7 +44,7 @@ def lower_decoder(model: ir.Model, read: Callable[[str], NDArray[np.generic]], p
     _fill_shapes(graph, weights)
     lower_linears(graph, weights, precision)
     _lower_embedding(graph, weights)
-    _fuse_residual_norms(graph)
+    _fuse_norms(graph)
     return _finish(model, weights)
 
 
@@ -146,24 +150,27 @@ def _lower_embedding(graph: ir.Graph, weights: Weights) -> None:
     graph.remove(gather, safe=True)
 
 
-def _fuse_residual_norms(graph: ir.Graph) -> None:
-    """The sum x + branch, then RMSNorm -> one operator that gives both."""
-    for node in list(graph):
-        add = node.inputs[0].producer() if node.op_type == "RMSNormalization" else None
-        if add is None or add.op_type != "Add":
-            continue
+def _fuse_norms(graph: ir.Graph) -> None:
+    """RMSNorm -> ONNX Runtime's own operator; with the sum before it, where there is one, as one that gives both."""
+    for node in [node for node in graph if node.op_type == "RMSNormalization"]:
+        x, weight = node.inputs
+        add = x.producer()
         tape = Tape()
-        y, _, _, total = tape.op_multi_out(
-            "SkipSimplifiedLayerNormalization",
-            [*add.inputs, node.inputs[1]],
-            {"epsilon": node.attributes["epsilon"].as_float()},
-            domain=CONTRIB,
-            num_outputs=4,
-        )
-        graph.insert_before(add, tape.nodes)
-        replace(node.outputs[0], y)
-        ir.convenience.replace_all_uses_with(add.outputs[0], total)
-        graph.remove([node, add], safe=True)
+        epsilon = {"epsilon": node.attributes["epsilon"].as_float()}
+        if add is not None and add.op_type == "Add":
+            inputs = [*add.inputs, weight]
+            y, _, _, total = tape.op_multi_out(
+                "SkipSimplifiedLayerNormalization", inputs, epsilon, domain=CONTRIB, num_outputs=4
+            )
+            graph.insert_before(add, tape.nodes)
+            replace(node.outputs[0], y)
+            ir.convenience.replace_all_uses_with(x, total)
+            graph.remove([node, add], safe=True)
+        else:
+            y = tape.op("SimplifiedLayerNormalization", [x, weight], {**epsilon, "axis": -1, "stash_type": 1})
+            graph.insert_before(node, tape.nodes)
+            replace(node.outputs[0], y)
+            graph.remove(node, safe=True)
 
 
 def _finish(model: ir.Model, weights: Weights) -> ir.Model:
@@ -184,8 +191,8 @@ def _finish(model: ir.Model, weights: Weights) -> ir.Model:
             name=name,
         )
     ir.passes.common.TopologicalSortPass()(model)
-    model.opset_imports[CONTRIB] = 1
-    model.ir_version = 13
+    model.opset_imports.update({"": OPSET, CONTRIB: 1})
+    model.ir_version = IR_VERSION
     return model
 
 

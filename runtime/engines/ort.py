@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mgpt_edge.runtime._native import KvRows
-from mgpt_edge.runtime.errors import IncompatibleEngine, OutOfMemory
+from mgpt_edge.runtime._native import KvRows, cpu_features
+from mgpt_edge.runtime.errors import CompatibilityWarning, IncompatibleEngine, OutOfMemory
 from mgpt_edge.runtime.rotary import rotary_tables
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ def _installed(name: str) -> bool:
     return True
 
 
+def may_saturate(features: dict[str, bool]) -> bool:
+    """Whether products of uint8 and int8 are summed in pairs in 16 bits, as on x86 before VNNI."""
+    return not any(features.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8", "neon"))
+
+
 class OrtEngine:
     """The graphs of a `cpu` bundle; each is loaded when first used, the decoder at once.
 
@@ -68,6 +74,12 @@ class OrtEngine:
         self.lock = threading.Lock()
         self._sessions: dict[str, Any] = {}
         self._tables = rotary_tables(1, 2, 1.0)
+        if bundle.manifest.precision == "int8" and may_saturate(cpu_features()):
+            msg = (
+                "this CPU has no VNNI: its int8 products may saturate and spoil pictures; "
+                "compare with a bundle in fp32 (mgpt export … --precision fp32)"
+            )
+            warnings.warn(msg, CompatibilityWarning, stacklevel=4)
         self.session("decoder")
 
     def session(self, name: str) -> Any:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import mgpt_edge
+from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.runtime import memory
 from mgpt_edge.runtime.decode import FinishedRow
-from mgpt_edge.runtime.errors import CompatibilityWarning, IncompatibleEngine, InvalidRequest, OutOfMemory
+from mgpt_edge.runtime.errors import BundleError, CompatibilityWarning, IncompatibleEngine, InvalidRequest, OutOfMemory
 from mgpt_edge.runtime.model import Model, Picture, Preview
 from mgpt_edge.runtime.prompt import encode_prompt
 from tests import reference
+from tests.families import write_checkpoint
 
 PROMPT = "the cat sat on a mat"
 pytestmark = pytest.mark.filterwarnings("ignore::mgpt_edge.runtime.errors.CompatibilityWarning")
@@ -218,6 +221,27 @@ def test_no_onnxruntime_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(IncompatibleEngine, match=r"pip install 'mgpt-edge\[cpu\]'"):
         ort.onnxruntime()
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [({"avx2": True}, True), ({"avx2": True, "avx_vnni": True}, False), ({"neon": True}, False), ({}, True)],
+)
+def test_int8_is_doubted_where_it_may_saturate(features, expected, bundle_of, monkeypatch):
+    from mgpt_edge.runtime.engines import ort
+
+    monkeypatch.setattr(ort, "cpu_features", lambda: features)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        mgpt_edge.load(bundle_of("7b", "int8").folder)
+    assert any("no VNNI" in str(warning.message) for warning in caught) == expected
+
+
+def test_a_bundle_without_vq_says_so_before_drawing(tmp_path):
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "checkpoint", vq=False))
+    bundle = export_bundle(checkpoint, tmp_path / "bundle", precision="fp32")
+    with pytest.raises(BundleError, match="--vq"):
+        Model(bundle).stream(PROMPT)
 
 
 def test_interrupt_leaves_the_model_usable(model):
