@@ -33,13 +33,13 @@ class Reading:
     solids: tuple[Solid, ...]
     floor: str
 
-    def shows(self, scene: Scene) -> bool:
-        """Exactly the scene's solids by color and shape, and two of them in the scene's relation."""
+    def shows(self, scene: Scene, where: bool = True) -> bool:
+        """Exactly the scene's solids by color and shape, and, if `where` matters, two of them in their relation."""
         wanted = {(s.color, s.shape): s for s in scene.solids}
         seen = {(s.color, s.shape): s for s in self.solids}
         if len(self.solids) != len(scene.solids) or wanted.keys() != seen.keys():
             return False
-        if len(scene.solids) != 2:
+        if len(scene.solids) != 2 or not where:
             return True
         first, second = ((s.color, s.shape) for s in scene.solids)
         return relation(seen[first], seen[second]) == relation(wanted[first], wanted[second])

@@ -14,14 +14,17 @@ from typing_extensions import Self
 
 from mgpt_edge.export.model import Decoder
 from mgpt_edge.export.tokenizer import read_vocabulary
+from mgpt_edge.export.vqgan import VQGAN
 from mgpt_edge.finetune import checkpoint
 from mgpt_edge.finetune.data import Corpus, encode_pictures, world_text
 from mgpt_edge.finetune.draw import Sampling
+from mgpt_edge.finetune.fidelity import Painter
 from mgpt_edge.finetune.files import replace_atomically
+from mgpt_edge.finetune.judge import Judge, train_judge
 from mgpt_edge.finetune.pictures import Pictures
 from mgpt_edge.finetune.sft import Recipe, Stage, initialise, small_decoder, validation_loss
 from mgpt_edge.finetune.tokenizer import for_text, train_tokenizer
-from mgpt_edge.finetune.vq import VQRecipe, VQTraining, measure, small_vq
+from mgpt_edge.finetune.vq import VQRecipe, VQTraining, measure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mgpt_edge.export.vqgan import VQGAN
 
 SAMPLING = Sampling(guidance=2.0, top_k=100)
 
@@ -101,8 +103,8 @@ class Mini:
 
     def corpus(self, stage: StagePlan, split: str) -> Corpus:
         """A stage's pictures as codes, with their captions."""
-        path = self.work / f"codes-{split}-{stage.side}.npy"
         pictures, tokenizer = self.pictures(stage, split), self.tokenizer()
+        path = self.work / f"codes-{split}-{stage.side}-{pictures.count}.npy"
         if not path.exists():
             codes = encode_pictures(self.vq(), pictures.load())
             replace_atomically(path, lambda draft: _save(draft, codes))
@@ -138,20 +140,47 @@ class Mini:
 
     def write(self, folder: Path, sampling: Sampling = SAMPLING) -> None:
         """Writes the checkpoint of the newest stage that has one, its weights averaged."""
-        tokenizer = self.tokenizer()
-        saved = [plan for plan in self.plan.stages if (self.work / f"stage-{plan.side}.pt").exists()]
-        if not saved:
-            msg = f"no trained stage in {self.work}; run the stage fp-sft first"
-            raise FileNotFoundError(msg)
-        state = torch.load(self.work / f"stage-{saved[-1].side}.pt", weights_only=True)
+        tokenizer, newest = self.tokenizer(), self._newest()
+        state = torch.load(self._stage_path(newest), weights_only=True)
         config = small_decoder(read_vocabulary(tokenizer.to_str()).size, self.plan.dropout)
         checkpoint.write_decoder(folder, config, state["average"], positions=1024)
         vq = torch.load(self.work / "vq.pt", weights_only=True)
-        checkpoint.write_vq(folder, small_vq(), vq["model"])
+        checkpoint.write_vq(folder, self.plan.vq.config, vq["model"])
         checkpoint.write_tokenizer(folder, tokenizer)
-        side = saved[-1].side
-        defaults = checkpoint.Defaults("mini", side, sampling, tuple((s.side, s.side) for s in saved))
+        sizes = tuple((plan.side, plan.side) for plan in self.plan.stages if plan.side <= newest.side)
+        defaults = checkpoint.Defaults("mini", newest.side, sampling, sizes)
         checkpoint.write_json(folder / "mgpt.json", defaults.to_json())
+
+    def painter(self, split: str = "validation") -> Painter:
+        """The newest stage's averaged weights, and the VQGAN, ready to draw."""
+        plan = self._newest()
+        model = self.decoder(self.tokenizer())
+        model.load_state_dict(torch.load(self._stage_path(plan), weights_only=True)["average"])
+        vq = VQGAN(self.plan.vq.config)
+        vq.load_state_dict(torch.load(self.work / "vq.pt", weights_only=True)["model"])
+        return Painter(model.eval(), vq.eval(), self.corpus(plan, split))
+
+    def judge(self, epochs: int = 3) -> Judge:
+        """The judge of the first stage's size, trained if it is not there."""
+        path, judge, stage = self.work / "judge.pt", Judge(), self.plan.stages[0]
+        if path.exists():
+            judge.load_state_dict(torch.load(path, weights_only=True))
+            return judge.eval()
+        torch.manual_seed(0)
+        for _ in train_judge(judge, self.pictures(stage, "train"), epochs):
+            pass
+        replace_atomically(path, lambda draft: torch.save(judge.state_dict(), draft))
+        return judge.eval()
+
+    def _newest(self) -> StagePlan:
+        saved = [plan for plan in self.plan.stages if self._stage_path(plan).exists()]
+        if not saved:
+            msg = f"no trained stage in {self.work}; run the stage fp-sft first"
+            raise FileNotFoundError(msg)
+        return saved[-1]
+
+    def _stage_path(self, plan: StagePlan) -> Path:
+        return self.work / f"stage-{plan.side}.pt"
 
 
 class _Log:

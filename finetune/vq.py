@@ -31,7 +31,7 @@ def small_vq() -> VQConfig:
         residual_blocks=1,
         z_channels=64,
         embed_dim=16,
-        codes=512,
+        codes=1024,
         groups=4,
         resolution=128,
     )
@@ -45,6 +45,8 @@ class VQRecipe:
         warmup_steps: Steps without quantisation; the codebook then starts as the latents' k-means.
         edge_weight: Weight of the L1 distance of neighbouring pixels' differences, against blur.
         codebook_decay: Of the moving averages that the codebook's rows follow.
+        crop: Side of the window that a step sees, pixels; its corner lies on the code grid.
+        focus: Added weight of pixels that stand out from their row: the solids, not the even floor and wall.
         restart_below: A code whose moving count falls under this share of an equal share gets a latent of the batch.
     """
 
@@ -54,10 +56,12 @@ class VQRecipe:
     rate: float = 2e-3
     warmup_steps: int = 200
     commitment: float = 0.25
-    l1_weight: float = 0.3
-    edge_weight: float = 0.6
+    l1_weight: float = 0.2
+    edge_weight: float = 0.1
     codebook_decay: float = 0.98
     restart_below: float = 0.05
+    crop: int = 96
+    focus: float = 8.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -77,7 +81,9 @@ class Codebook:
     def start(self, latents: Tensor, generator: torch.Generator, rounds: int = 12) -> None:
         """Sets the rows to the k-means of latents [n, dim]."""
         codes = len(self.table)
-        centers = latents[torch.randperm(len(latents), generator=generator)[:codes]].clone()
+        # As in k-means++, what is rare and far away gets codes too; most of a picture is floor and wall.
+        spread = (latents - latents.mean(0)).square().sum(1)
+        centers = latents[torch.multinomial(spread, codes, generator=generator)].clone()
         for _ in range(rounds):
             chosen = torch.cdist(latents, centers).argmin(1)
             counts = torch.bincount(chosen, minlength=codes).unsqueeze(1)
@@ -98,7 +104,9 @@ class Codebook:
         share = len(latents) / codes
         dead = (self.counts < self.restart_below * share).nonzero().flatten()
         if len(dead):
-            picked = torch.randint(len(latents), (len(dead),), generator=generator)
+            # The worse a latent is served, the likelier it gets the code.
+            error = (latents - self.table[chosen]).square().sum(1)
+            picked = torch.multinomial(error + 1e-12, len(dead), replacement=True, generator=generator)
             self.counts[dead] = 0.5 * share
             self.sums[dead] = latents[picked] * 0.5 * share
         self.table.data.copy_(self.sums / self.counts.unsqueeze(1).clamp(min=1e-6))
@@ -117,10 +125,11 @@ class VQTraining:
         torch.manual_seed(recipe.seed)
         self.recipe, self.pictures, self.folder = recipe, pictures, folder
         self.model = VQGAN(recipe.config).to(memory_format=torch.channels_last)
+        initialise(self.model)
         table = self.model.quantize.embedding.weight.requires_grad_(False)
         self.codebook = Codebook(table, recipe.codebook_decay, recipe.restart_below)
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=recipe.rate, betas=(0.9, 0.95), weight_decay=1e-4)
+        self.optimizer = torch.optim.AdamW(trained, lr=recipe.rate, betas=(0.9, 0.99), weight_decay=1e-4)
         self.step = 0
         self.waiting: list[Tensor] = []  # latents of the last warm-up steps, for the k-means
 
@@ -138,7 +147,9 @@ class VQTraining:
         recipe = self.recipe
         rng = np.random.default_rng([recipe.seed, self.step])
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step)
-        image = pixels_to_image(self._batch(rng))
+        whole = pixels_to_image(self._batch(rng))
+        weighted = torch.cat([whole, standing_out(whole, recipe.focus)], dim=1)
+        image, weight = self._cut(weighted, rng).split([3, 1], dim=1)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate * cosine(self.step, recipe.steps)
         with torch.autocast("cpu", torch.bfloat16):
@@ -148,7 +159,7 @@ class VQTraining:
         quantised, commitment = self._quantise(latents, rows, generator)
         with torch.autocast("cpu", torch.bfloat16):
             drawn = self.model.picture(quantised)
-        pixels = reconstruction(drawn.float(), image, recipe)
+        pixels = reconstruction(drawn.float(), image, weight, recipe)
         loss = pixels + recipe.commitment * commitment
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -164,6 +175,13 @@ class VQTraining:
         mirror = rng.random(len(picked)) < 0.5
         picked[mirror] = picked[mirror, :, ::-1]
         return picked
+
+    def _cut(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        """One window of a batch [B, n, h, w], the same for all its pictures."""
+        stride, (height, width) = self.recipe.config.stride, image.shape[2:]
+        side = min(self.recipe.crop, height, width)
+        row, column = (stride * int(rng.integers((length - side) // stride + 1)) for length in (height, width))
+        return image[:, :, row : row + side, column : column + side]
 
     def _quantise(self, latents: Tensor, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The codebook's rows with the latents' gradient, and how far the latents are from them."""
@@ -209,11 +227,32 @@ class VQTraining:
         return True
 
 
-def reconstruction(drawn: Tensor, image: Tensor, recipe: VQRecipe) -> Tensor:
-    """Squared error + L1 + L1 of the differences between neighbours."""
+@torch.no_grad()
+def initialise(model: VQGAN) -> None:
+    """Residual branches begin at nothing and what lies between them keeps the variance: learning starts at once."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 4:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        if name.endswith(("conv2.weight", "proj_out.weight")):
+            torch.nn.init.zeros_(parameter)
+        if name.endswith("bias") and "norm" not in name:
+            torch.nn.init.zeros_(parameter)
+
+
+def standing_out(image: Tensor, focus: float) -> Tensor:
+    """Weights [B, 1, h, w] of mean 1: more where a pixel of [B, 3, h, w] differs from the median of its row."""
+    difference = (image - image.median(dim=3, keepdim=True).values).abs().amax(1, keepdim=True)
+    weight = 1 + focus * (difference > 0.18)
+    return weight / weight.mean()
+
+
+def reconstruction(drawn: Tensor, image: Tensor, weight: Tensor, recipe: VQRecipe) -> Tensor:
+    """Weighted squared error + L1 + L1 of the differences between neighbours."""
     error = drawn - image
-    across, down = error.diff(dim=3).abs().mean(), error.diff(dim=2).abs().mean()
-    return error.square().mean() + recipe.l1_weight * error.abs().mean() + recipe.edge_weight * (across + down)
+    across = (error.diff(dim=3).abs() * weight[..., 1:]).mean()
+    down = (error.diff(dim=2).abs() * weight[..., 1:, :]).mean()
+    pixels = error.square() + recipe.l1_weight * error.abs()
+    return (pixels * weight).mean() + recipe.edge_weight * (across + down)
 
 
 @torch.inference_mode()

@@ -1,0 +1,62 @@
+"""The judge and what is counted as right."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from mgpt_edge.finetune.fidelity import Share
+from mgpt_edge.finetune.judge import Judge, Reading, train_judge
+from mgpt_edge.finetune.pictures import Pictures
+from mgpt_edge.finetune.world import Scene, Solid
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LEFT = Solid("cube", "red", "small", "shiny", -1, 0)
+RIGHT = Solid("cone", "blue", "large", "matte", 1, 0)
+
+
+def test_right_means_these_solids_in_these_places() -> None:
+    scene = Scene((LEFT, RIGHT), "gray", "left")
+    assert Reading((RIGHT, LEFT), "gray").shows(scene)
+    assert not Reading((LEFT,), "gray").shows(scene)
+    assert not Reading((LEFT, Solid("cone", "green", "large", "matte", 1, 0)), "gray").shows(scene)
+    swapped = Reading(
+        (Solid("cube", "red", "small", "matte", 1, 0), Solid("cone", "blue", "small", "matte", -1, 0)), "gray"
+    )
+    assert not swapped.shows(scene)
+    assert swapped.shows(scene, where=False)
+
+
+def test_interval_holds_the_share() -> None:
+    share = Share(97, 100)
+    low, high = share.interval
+    assert low == pytest.approx(0.9155, abs=1e-3)
+    assert high == pytest.approx(0.9897, abs=1e-3)
+    assert Share(10, 10).interval[1] == 1.0
+
+
+def test_judge_learns(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    pictures = Pictures(tmp_path, "train", 64, 64, 500)
+    pictures.render(processes=1)
+    judge = Judge(width=16)
+    losses = list(train_judge(judge, pictures, epochs=4, batch=25))
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    assert len(judge.read(pictures.load()[:3])) == 3
+
+
+def test_shards_are_rendered_once(tmp_path: Path) -> None:
+    pictures = Pictures(tmp_path, "test", 32, 32, 500)
+    pictures.render(processes=1)
+    before = pictures.path(0).stat().st_mtime_ns
+    pictures.render(processes=1)
+    assert pictures.path(0).stat().st_mtime_ns == before
+    assert pictures.load().shape == (500, 32, 32, 3)
+    with pytest.raises(ValueError, match="multiple of 500"):
+        Pictures(tmp_path, "test", 32, 32, 10)
