@@ -287,9 +287,10 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
-        q, k, v = (layer(y).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
-        y = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2)
-        return x + self.proj_out(y.reshape(x.shape))
+        q, k, v = (layer(y).flatten(2) for layer in (self.q, self.k, self.v))
+        # Written out: as one operator it would need an opset that older ONNX Runtimes do not read.
+        weights = torch.softmax(q.transpose(1, 2) @ k * x.shape[1] ** -0.5, dim=-1)
+        return x + self.proj_out((v @ weights.transpose(1, 2)).reshape(x.shape))
 
 
 class Downsample(nn.Module):
