@@ -46,6 +46,8 @@ typecheck: $(TEST_VENV)/.installed
 # Trains the small model again from nothing: hours on two cores, resumable.
 mini: $(TEST_VENV)/.installed
 	$(TEST_BIN)/python -m mgpt_edge.finetune mini
+	rm -rf models/mini/bundle
+	$(TEST_BIN)/mgpt export models/mini -o models/mini/bundle --precision int8
 
 clean:
 	rm -rf $(VENV) $(TEST_VENV) build demo.png
