@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -13,7 +15,7 @@ from mgpt_edge.runtime.errors import CompatibilityWarning, InvalidRequest, MgptE
 
 app = typer.Typer(
     name="mgpt",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -28,12 +30,21 @@ for verb in (generate.generate, bundles.export, bundles.inspect, bundles.verify,
 UsageError: type[Exception] = typer.BadParameter.__base__
 
 
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(metadata.version("mgpt-edge"))
+        raise typer.Exit
+
+
 def main() -> None:
     """Runs a verb; errors become one line (or JSON with --json) and an exit code."""
     as_json = "--json" in sys.argv
     warnings.showwarning = _show_warning
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except MgptError as error:
         code = _fail(str(error), type(error).__name__, error.exit_code, as_json=as_json)
     except UsageError as error:

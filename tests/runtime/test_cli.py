@@ -158,6 +158,14 @@ def test_verify_finds_damage(mgpt, bundle, tmp_path):
     assert "damaged" in err
 
 
+def test_help_and_version(mgpt):
+    import mgpt_edge
+
+    assert mgpt("--version")[:2] == (0, mgpt_edge.__version__ + "\n")
+    assert mgpt()[0] == 0
+    assert "Exit codes" in mgpt("--help")[1]
+
+
 def test_doctor(mgpt):
     code, out, _ = mgpt("doctor", "--json")
     facts = json.loads(out)
