@@ -52,7 +52,7 @@ class Plan:
 
     vq: VQRecipe
     stages: tuple[StagePlan, ...]
-    dropout: float = 0.05
+    dropout: float = 0.0
     held_back: int = 500
 
     def __post_init__(self) -> None:
@@ -62,8 +62,8 @@ class Plan:
 
 
 def default_plan() -> Plan:
-    """What models/mini was made with."""
-    return Plan(vq=VQRecipe(steps=1400), stages=(StagePlan(128, 24000, Recipe(steps=2600)),))
+    """What models/mini is made with."""
+    return Plan(vq=VQRecipe(steps=3800), stages=(StagePlan(128, 12000, Recipe(steps=4000)),))
 
 
 class Mini:

