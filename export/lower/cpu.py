@@ -56,8 +56,16 @@ def lower_head(model: ir.Model, read: Callable[[str], NDArray[np.generic]], prec
 
 
 def lower_vq(model: ir.Model, read: Callable[[str], NDArray[np.generic]]) -> ir.Model:
-    """The VQ graphs run in float32 in the family's own code, and here."""
-    return _finish(model, Weights(model.graph, read))
+    """The VQ graphs run in float32 in the family's own code, and here; half-precision weights are widened at load."""
+    weights = Weights(model.graph, read)
+    for value in list(model.graph.initializers.values()):
+        stored = ir.tensor(read(value.name))
+        if stored.dtype != value.dtype:
+            narrow = weights.add(f"{value.name}.stored", stored.dtype, stored.shape, lambda name=value.name: read(name))
+            cast = ir.node("Cast", [narrow], {"to": value.dtype.value})
+            model.graph.insert_before(model.graph[0], cast)
+            ir.convenience.replace_all_uses_with(value, cast.outputs[0])
+    return _finish(model, weights)
 
 
 def _check_heads(graph: ir.Graph) -> None:
