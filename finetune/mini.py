@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-SAMPLING = Sampling(guidance=2.0, top_k=100)
+SAMPLING = Sampling(guidance=2.5, top_k=100)
 
 
 @dataclass(frozen=True, slots=True)
