@@ -68,7 +68,7 @@ def test_qk_norm_rows_serve_neighbouring_heads(folder):
     checkpoint = Checkpoint.open(folder)
     stored = load_file(folder / "model.safetensors")
     q_weight, q_bias, k_weight, k_bias = checkpoint.qk_norm(1)
-    assert (q_weight.shape, k_weight.shape) == ((8, 8), (4, 8))
+    assert (q_weight.shape, k_weight.shape) == ((8, 16), (4, 16))
     for head in range(8):
         assert torch.equal(q_weight[head], stored["model.layers.1.self_attn.q_norm.weight"][head // 2])
         assert torch.equal(q_bias[head], stored["model.layers.1.self_attn.q_norm.bias"][head // 2])
@@ -277,7 +277,7 @@ def damage(kind: str, folder: Path) -> None:
         ("empty", "not a safetensors file"),
         ("longer", "belong to no tensor"),
         ("missing tensor", r"lacks 1 of \d+ tensors.*model\.norm\.weight"),
-        ("wrong shape", r"shape \[64\].*got \[63\]"),
+        ("wrong shape", r"shape \[128\].*got \[63\]"),
         ("quantised", r"torch\.uint8, expected float32"),
         ("no yaml", r"vqgan\.yaml: the VQ weights need this file"),
         ("bad yaml", "expected a mapping"),
@@ -302,7 +302,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_has_rows(tmp_path):
 
 def test_a_config_that_is_not_of_these_weights(folder):
     edit_json(folder / "config.json", vocab_size=513)
-    with pytest.raises(CheckpointError, match=r"\[513, 64\] by config\.json, got \[512, 64\]"):
+    with pytest.raises(CheckpointError, match=r"\[513, 128\] by config\.json, got \[512, 128\]"):
         Checkpoint.open(folder)
 
 
