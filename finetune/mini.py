@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-SAMPLING = Sampling(guidance=2.5, top_k=100)
+SAMPLING = Sampling(guidance=2.0, top_k=100, temperature=0.6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Plan:
 
 def default_plan() -> Plan:
     """What models/mini is made with."""
-    return Plan(vq=VQRecipe(steps=3800), stages=(StagePlan(128, 12000, Recipe(steps=4000)),))
+    return Plan(vq=VQRecipe(steps=3800), stages=(StagePlan(128, 12000, Recipe(steps=3300)),))
 
 
 class Mini:
