@@ -7,6 +7,7 @@ import secrets
 import time
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,11 @@ def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = No
         IncompatibleEngine: nothing installed here can run it.
     """
     return Model(Bundle.open(default_bundle() if path is None else path), threads=threads)
+
+
+@cache
+def _version() -> str:
+    return version("mgpt-edge")
 
 
 class Model:
@@ -180,5 +186,5 @@ class Model:
             "engine": self.manifest.engine,
             "precision": self.manifest.precision,
             "machine": platform.machine(),
-            "mgpt_edge": version("mgpt-edge"),
+            "mgpt_edge": _version(),
         }

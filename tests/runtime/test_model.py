@@ -210,6 +210,7 @@ def test_drawing_loads_no_torch(bundle_of):
 def test_two_onnxruntimes_are_explained(monkeypatch):
     from mgpt_edge.runtime.engines import ort
 
+    ort.onnxruntime.cache_clear()
     monkeypatch.setattr(ort, "_installed", lambda name: True)
     with pytest.raises(IncompatibleEngine, match="overwrite each other"):
         ort.onnxruntime()
@@ -218,6 +219,7 @@ def test_two_onnxruntimes_are_explained(monkeypatch):
 def test_no_onnxruntime_names_the_extra(monkeypatch):
     from mgpt_edge.runtime.engines import ort
 
+    ort.onnxruntime.cache_clear()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(IncompatibleEngine, match=r"pip install 'mgpt-edge\[cpu\]'"):
         ort.onnxruntime()
