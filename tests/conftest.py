@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mgpt_edge.runtime.bundle import Bundle
+
+# A slow machine is no failure: the first example waits for Hypothesis' own tables.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 KINDS = {"7b": LIKE_7B, "34b": LIKE_34B}
 
