@@ -24,7 +24,8 @@ from mgpt_edge.finetune.judge import Judge, train_judge
 from mgpt_edge.finetune.pictures import Pictures
 from mgpt_edge.finetune.sft import Recipe, Stage, initialise, small_decoder, validation_loss
 from mgpt_edge.finetune.tokenizer import for_text, train_tokenizer
-from mgpt_edge.finetune.vq import VQRecipe, VQTraining, measure
+from mgpt_edge.finetune.vq import Source, VQRecipe, VQTraining, measure
+from mgpt_edge.finetune.world import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,10 +48,21 @@ class StagePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class VQPictures:
+    """Square pictures that the VQGAN is trained on, and how often a window is taken from them."""
+
+    side: int
+    kind: str
+    count: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything that decides what the checkpoint becomes."""
 
     vq: VQRecipe
+    vq_pictures: tuple[VQPictures, ...]
     stages: tuple[StagePlan, ...]
     dropout: float = 0.0
     held_back: int = 500
@@ -63,7 +75,11 @@ class Plan:
 
 def default_plan() -> Plan:
     """What models/mini is made with."""
-    return Plan(vq=VQRecipe(steps=3800), stages=(StagePlan(128, 12000, Recipe(steps=3300)),))
+    colors = (VQPictures(128, "picture", 6000, 0.38), VQPictures(256, "picture", 3000, 0.30))
+    dense = (VQPictures(side, kind, 1000, 0.04) for side in (128, 256) for kind in KINDS[1:])
+    return Plan(
+        vq=VQRecipe(steps=10000), vq_pictures=(*colors, *dense), stages=(StagePlan(128, 12000, Recipe(steps=3300)),)
+    )
 
 
 class Mini:
@@ -80,18 +96,32 @@ class Mini:
         return pictures
 
     def vq(self) -> VQGAN:
-        """The VQGAN, trained on the first stage's pictures."""
-        stage = self.plan.stages[0]
-        training = VQTraining(self.plan.vq, self.pictures(stage, "train").load(), self.work)
+        """The VQGAN, trained on pictures of every kind."""
+        training = VQTraining(self.plan.vq, [self._source(part) for part in self.plan.vq_pictures], self.work)
         training.resume()
         with _Log(self.work / "vq.jsonl") as log:
             for record in training.run():
                 if record["step"] % 25 == 0:
                     log(record)
-                if record["step"] == self.plan.vq.steps:
-                    held_back = self.pictures(stage, "validation").load()
-                    log({"step": record["step"], **measure(training.model.eval(), held_back)})
+                if record["step"] % 1000 == 0:
+                    log({"step": record["step"], **self._vq_figures(training.model)})
         return training.model.eval()
+
+    def _source(self, part: VQPictures) -> Source:
+        pictures = Pictures(self.work / "pictures", "train", part.side, part.side, part.count, part.kind)
+        pictures.render(self.processes)
+        return Source(pictures.load(), part.weight)
+
+    def _vq_figures(self, model: VQGAN) -> dict[str, float]:
+        """PSNR of held-out pictures of each size, and the share of codes that they use."""
+        figures: dict[str, float] = {}
+        for side in sorted({part.side for part in self.plan.vq_pictures}):
+            pictures = Pictures(self.work / "pictures", "validation", side, side, self.plan.held_back)
+            pictures.render(self.processes)
+            for name, value in measure(model.eval(), pictures.load()[:128]).items():
+                figures[f"{name}_{side}"] = value
+        model.train()
+        return figures
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, trained on the captions of every stage's size."""

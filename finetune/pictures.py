@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mgpt_edge.finetune.world import Scene, render, sample_scene
+from mgpt_edge.finetune.world import KINDS, Scene, sample_scene, view
+from mgpt_edge.finetune.world.dialogue import edit_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +27,7 @@ class Pictures:
 
     Attributes:
         count: A multiple of the shard size.
-        pairs: How many of ten scenes show two solids; the others show one.
+        kind: What of a scene is shown, one of KINDS, or "edited": the scene after its edit.
     """
 
     folder: Path
@@ -34,19 +35,26 @@ class Pictures:
     width: int
     height: int
     count: int
-    pairs: int = 4
+    kind: str = "picture"
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.count % SHARD:
             msg = f"count must be a positive multiple of {SHARD}, got {self.count}"
             raise ValueError(msg)
-        if not 0 <= self.pairs <= 10:
-            msg = f"pairs must be 0 to 10, got {self.pairs}"
+        if self.kind not in (*KINDS, "edited"):
+            msg = f"{self.kind!r} is none of {', '.join(KINDS)}, edited"
             raise ValueError(msg)
 
     def scene(self, index: int) -> Scene:
         """The scene of picture `index`."""
-        return sample_scene(index, self.split, 2 if index % 10 < self.pairs else 1)
+        return sample_scene(index, self.split)
+
+    def one(self, index: int) -> NDArray[np.uint8]:
+        """Picture `index`, rendered now."""
+        scene = self.scene(index)
+        if self.kind == "edited":
+            return view(edit_of(scene, index).after, "picture", self.width, self.height)
+        return view(scene, self.kind, self.width, self.height)
 
     def render(self, processes: int) -> None:
         """Renders the shards that are not there yet."""
@@ -64,12 +72,11 @@ class Pictures:
 
     def path(self, shard: int) -> Path:
         """The file of a shard's pictures."""
-        return self.folder / f"{self.split}-{self.width}x{self.height}-{self.pairs}-{shard:04d}.npy"
+        return self.folder / f"{self.split}-{self.width}x{self.height}-{self.kind}-{shard:04d}.npy"
 
 
 def _render_shard(pictures: Pictures, shard: int) -> None:
-    scenes = (pictures.scene(shard * SHARD + i) for i in range(SHARD))
-    stack = np.stack([render(scene, pictures.width, pictures.height).picture for scene in scenes])
+    stack = np.stack([pictures.one(shard * SHARD + i) for i in range(SHARD)])
     path = pictures.path(shard)
     draft = path.with_suffix(f".{os.getpid()}.tmp.npy")
     np.save(draft, stack)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mgpt_edge.export.config import DecoderConfig
-from mgpt_edge.finetune.data import UNLABELLED, Corpus
+from mgpt_edge.finetune.conversation import UNLABELLED
 from mgpt_edge.finetune.files import replace_atomically
 from mgpt_edge.finetune.vq import cosine
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mgpt_edge.export.model import Decoder
+    from mgpt_edge.finetune.corpus import Corpus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,6 @@ class Recipe:
     """
 
     steps: int
-    batch: int = 32
     rate: float = 2e-3
     floor: float = 0.02
     weight_decay: float = 0.1
@@ -44,8 +44,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1 or not 0 <= self.average < 1:
-            msg = f"steps and batch must be at least 1 and average below 1, got {self}"
+        if self.steps < 1 or not 0 <= self.average < 1:
+            msg = f"steps must be at least 1 and average below 1, got {self}"
             raise ValueError(msg)
 
 
@@ -54,7 +54,7 @@ def small_decoder(vocab_size: int, dropout: float = 0.0) -> DecoderConfig:
     return DecoderConfig(
         hidden_size=256,
         intermediate_size=688,
-        num_layers=4,
+        num_layers=6,
         num_heads=4,
         num_kv_heads=4,
         head_dim=64,
@@ -102,7 +102,7 @@ class Stage:
         """One optimiser step; its batch and its dropout depend on the seed and the step alone."""
         recipe = self.recipe
         torch.manual_seed(recipe.seed * 1_000_003 + self.step)
-        batch = self.corpus.batch(self.step, recipe.batch, recipe.seed)
+        batch = self.corpus.batch(self.step)
         rate = recipe.rate * cosine(self.step, recipe.steps, floor=recipe.floor)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -160,8 +160,8 @@ def losses(model: Decoder, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tens
 
 
 @torch.inference_mode()
-def validation_loss(model: Decoder, corpus: Corpus, batches: int = 4, size: int = 64) -> float:
-    """Mean cross-entropy over fixed batches of a corpus."""
+def validation_loss(model: Decoder, corpus: Corpus, batches: int = 8) -> float:
+    """Mean cross-entropy over a corpus' first batches."""
     model.eval()
-    parts = (corpus.batch(number, size, seed=0) for number in range(batches))
+    parts = (corpus.batch(number) for number in range(batches))
     return sum(losses(model, part.tokens, part.labels)[0].item() for part in parts) / batches

@@ -17,7 +17,7 @@ from mgpt_edge.export.vqgan import VQGAN, VQConfig
 from mgpt_edge.finetune.files import replace_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -31,7 +31,7 @@ def small_vq() -> VQConfig:
         residual_blocks=1,
         z_channels=64,
         embed_dim=16,
-        codes=1024,
+        codes=2048,
         groups=4,
         resolution=128,
     )
@@ -45,7 +45,7 @@ class VQRecipe:
         warmup_steps: Steps without quantisation; the codebook then starts as the latents' k-means.
         edge_weight: Weight of the L1 distance of neighbouring pixels' differences, against blur.
         codebook_decay: Of the moving averages that the codebook's rows follow.
-        crop: Side of the window that a step sees, pixels; its corner lies on the code grid.
+        crop: Side of the windows that a step sees, pixels; their corners lie on the code grid.
         focus: Added weight of pixels that stand out from their row: the solids, not the even floor and wall.
         restart_below: A code whose moving count falls under this share of an equal share gets a latent of the batch.
     """
@@ -118,12 +118,22 @@ class Codebook:
         self.counts, self.sums = state["counts"], state["sums"]
 
 
-class VQTraining:
-    """One training run over pictures [n, h, w, 3], resumable from its folder."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """Pictures [n, h, w, 3] of one size and kind, and how often a step takes one of them."""
 
-    def __init__(self, recipe: VQRecipe, pictures: NDArray[np.uint8], folder: Path) -> None:
+    pictures: NDArray[np.uint8]
+    weight: float = 1.0
+
+
+class VQTraining:
+    """One training run, resumable from its folder."""
+
+    def __init__(self, recipe: VQRecipe, sources: Sequence[Source], folder: Path) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.pictures, self.folder = recipe, pictures, folder
+        self.recipe, self.sources, self.folder = recipe, sources, folder
+        weights = np.array([source.weight for source in sources])
+        self.weights = weights / weights.sum()
         self.model = VQGAN(recipe.config).to(memory_format=torch.channels_last)
         initialise(self.model)
         table = self.model.quantize.embedding.weight.requires_grad_(False)
@@ -147,9 +157,7 @@ class VQTraining:
         recipe = self.recipe
         rng = np.random.default_rng([recipe.seed, self.step])
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step)
-        whole = pixels_to_image(self._batch(rng))
-        weighted = torch.cat([whole, standing_out(whole, recipe.focus)], dim=1)
-        image, weight = self._cut(weighted, rng).split([3, 1], dim=1)
+        image, weight = self._windows(rng).split([3, 1], dim=1)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate * cosine(self.step, recipe.steps)
         with torch.autocast("cpu", torch.bfloat16):
@@ -169,25 +177,24 @@ class VQTraining:
         squared = (drawn.detach().float() - image).square().mean().item()
         return {"step": self.step, "loss": loss.item(), "psnr": decibels(squared), "commitment": commitment.item()}
 
-    def _batch(self, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Pictures, half of them mirrored."""
-        picked = self.pictures[np.sort(rng.choice(len(self.pictures), self.recipe.batch, replace=False))]
-        mirror = rng.random(len(picked)) < 0.5
-        picked[mirror] = picked[mirror, :, ::-1]
-        return picked
+    def _windows(self, rng: np.random.Generator) -> Tensor:
+        """A batch of windows and their pixels' weights, [B, 4, side, side]."""
+        return torch.cat([self._window(rng) for _ in range(self.recipe.batch)])
 
-    def _cut(self, image: Tensor, rng: np.random.Generator) -> Tensor:
-        """One window of a batch [B, n, h, w], the same for all its pictures."""
-        stride, (height, width) = self.recipe.config.stride, image.shape[2:]
-        side = min(self.recipe.crop, height, width)
+    def _window(self, rng: np.random.Generator) -> Tensor:
+        pictures = self.sources[rng.choice(len(self.sources), p=self.weights)].pictures
+        whole = pixels_to_image(pictures[rng.integers(len(pictures), size=1)])
+        stride, (height, width) = self.recipe.config.stride, whole.shape[2:]
+        side = self.recipe.crop
         row, column = (stride * int(rng.integers((length - side) // stride + 1)) for length in (height, width))
-        return image[:, :, row : row + side, column : column + side]
+        weighted = torch.cat([whole, standing_out(whole, self.recipe.focus)], dim=1)
+        return weighted[:, :, row : row + side, column : column + side]
 
     def _quantise(self, latents: Tensor, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The codebook's rows with the latents' gradient, and how far the latents are from them."""
         warmup = self.recipe.warmup_steps
         if self.step < warmup:
-            if self.step >= warmup - 40:
+            if self.step >= warmup - 80:
                 self.waiting.append(rows)
             return latents, latents.square().mean() * 0.01
         if self.waiting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .caption import captions
+from .dense import KINDS, view
 from .render import Frame, render
 from .scene import COLORS, FLOORS, HELD_OUT, LIGHTS, SHAPES, Scene, Solid, sample_scene
 
@@ -10,6 +11,7 @@ __all__ = [
     "COLORS",
     "FLOORS",
     "HELD_OUT",
+    "KINDS",
     "LIGHTS",
     "SHAPES",
     "Frame",
@@ -18,4 +20,5 @@ __all__ = [
     "captions",
     "render",
     "sample_scene",
+    "view",
 ]

@@ -24,6 +24,18 @@ def captions(scene: Scene, rng: np.random.Generator, count: int = 1) -> list[str
     return [_punctuate(_caption(scene, rng), rng) for _ in range(count)]
 
 
+def description(scene: Scene) -> str:
+    """Everything a scene holds, in one wording; of two solids also how they stand to each other."""
+    names = [article(f"{solid.size} {solid.finish} {solid.color} {solid.shape}") for solid in scene.solids]
+    where = relation(*scene.solids) if len(names) == 2 else None
+    if where is not None:
+        body = f"{names[0]} {PHRASES[where][0]} {names[1]}"
+    else:
+        body = " and ".join(", ".join(names).rsplit(", ", 1))
+    text = f"{body} on {article(scene.floor)} floor, {_light(scene)}."
+    return text[0].upper() + text[1:]
+
+
 def _punctuate(caption: str, rng: np.random.Generator) -> str:
     """Now and then a capital letter or a full stop, as people write."""
     draw = rng.random()

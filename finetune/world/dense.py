@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .render import FIRST_SOLID_CLASS, FLOOR_CLASS, WALL_CLASS
+from .render import FIRST_SOLID_CLASS, FLOOR_CLASS, WALL_CLASS, render
 from .scene import SHAPES
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .render import Frame
     from .scene import Scene
 
+KINDS = ("picture", "depth", "normals", "segmentation", "edges")
 NEAREST, FARTHEST = 2.0, 16.0  # metres
 CLASSES = ("floor", "wall", *SHAPES)
 PALETTE = np.array(
@@ -23,6 +24,24 @@ PALETTE = np.array(
 )
 SHARP_TURN = math.cos(math.radians(25))
 DEPTH_JUMP = 0.06  # of the nearer depth
+
+
+def view(scene: Scene, kind: str, width: int, height: int) -> NDArray[np.uint8]:
+    """One of KINDS of a scene, as a picture [height, width, 3]."""
+    frame = render(scene, width, height)
+    match kind:
+        case "picture":
+            return frame.picture
+        case "depth":
+            return depth_picture(frame.depth)
+        case "normals":
+            return normals_picture(frame.normals)
+        case "segmentation":
+            return classes_picture(classes(scene, frame))
+        case "edges":
+            return edges_picture(edges(frame))
+    msg = f"{kind!r} is none of {', '.join(KINDS)}"
+    raise ValueError(msg)
 
 
 def depth_picture(depth: NDArray[np.float32]) -> NDArray[np.uint8]:

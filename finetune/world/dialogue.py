@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .caption import NUMBERS, PHRASES, article
 from .scene import COLORS, HELD_OUT, MAX_SOLIDS, SHAPES, Scene, relation, sample_scene
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import numpy as np
 
     from .scene import Solid
 
@@ -51,6 +51,11 @@ def edits(scene: Scene, rng: np.random.Generator) -> Edit:
         edit = kinds[rng.integers(len(kinds))](scene, rng)
         if edit is not None:
             return edit
+
+
+def edit_of(scene: Scene, index: int) -> Edit:
+    """The edit that belongs to scene `index` of a split."""
+    return edits(scene, np.random.default_rng([11, index]))
 
 
 def _noun(solid: Solid) -> str:

@@ -102,7 +102,7 @@ def sample_scene(seed: int, split: str = "train", solids: int | None = None) -> 
         msg = f"{split!r} is none of {', '.join(SPLITS)}"
         raise ValueError(msg)
     rng = np.random.default_rng([SPLITS.index(split), seed])
-    count = solids if solids is not None else int(rng.choice([1, 2, 3, 4], p=[0.55, 0.30, 0.10, 0.05]))
+    count = solids if solids is not None else int(rng.choice([1, 2, 3, 4], p=[0.42, 0.40, 0.12, 0.06]))
     looks = _sample_looks(rng, count, held_out=split == "held_out")
     floor = FLOORS[rng.integers(len(FLOORS))]
     light = LIGHTS[rng.integers(len(LIGHTS))]

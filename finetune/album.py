@@ -1,0 +1,84 @@
+"""A split's scenes at one size, with the codes of their pictures of every kind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from mgpt_edge.finetune.files import replace_atomically
+from mgpt_edge.runtime.layout import ImageLayout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from mgpt_edge.export.vqgan import VQGAN
+    from mgpt_edge.finetune.pictures import Pictures
+    from mgpt_edge.finetune.world import Scene
+    from mgpt_edge.runtime.vocabulary import Vocabulary
+
+
+class Album:
+    """Pictures of one size as tokens.
+
+    Args:
+        pictures: by kind; the codes of kind k are of the first `pictures[k].count` scenes.
+        codes: by kind, int16 [n, rows, columns]; of the kind "picture" also of the mirror images, [2, n, rows, columns].
+        vocabulary: the checkpoint's ids.
+    """
+
+    def __init__(
+        self, pictures: Mapping[str, Pictures], codes: Mapping[str, NDArray[np.int16]], vocabulary: Vocabulary
+    ) -> None:
+        self.pictures, self.codes, self.vocabulary = pictures, codes, vocabulary
+        main = pictures["picture"]
+        self.layout = ImageLayout(main.width, main.height, vocabulary)
+        # Sampling a scene costs more than everything else that a batch takes.
+        self.scenes = [main.scene(index) for index in range(main.count)]
+
+    def scene(self, index: int, mirrored: bool = False) -> Scene:
+        """The scene of picture `index`, or the scene that its mirror image shows."""
+        return self.scenes[index].mirrored() if mirrored else self.scenes[index]
+
+    def tokens(self, kind: str, index: int, mirrored: bool = False) -> list[int]:
+        """The tokens of a scene's picture of one kind."""
+        codes = self.codes[kind]
+        return self.layout.encode(codes[int(mirrored), index] if kind == "picture" else codes[index])
+
+    def count(self, *kinds: str) -> int:
+        """How many scenes have pictures of all these kinds."""
+        return min(self.pictures[kind].count for kind in kinds)
+
+
+def load_codes(pictures: Pictures, vq: Callable[[], VQGAN], folder: Path, processes: int) -> NDArray[np.int16]:
+    """Codes of pictures from the folder's file; without one they are rendered, encoded and kept."""
+    path = folder / f"codes-{pictures.split}-{pictures.width}x{pictures.height}-{pictures.kind}-{pictures.count}.npy"
+    if not path.exists():
+        pictures.render(processes)
+        pixels = pictures.load()
+        codes = encode_pictures(vq(), pixels)
+        if pictures.kind == "picture":
+            codes = np.stack([codes, encode_pictures(vq(), pixels[:, :, ::-1])])
+        replace_atomically(path, lambda draft: _save(draft, codes))
+    return np.load(path)
+
+
+@torch.inference_mode()
+def encode_pictures(model: VQGAN, pixels: NDArray[np.uint8], batch: int = 50) -> NDArray[np.int16]:
+    """Pictures [n, height, width, 3] -> codes [n, rows, columns]."""
+    codes = []
+    for start in range(0, len(pixels), batch):
+        part = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch]))
+        # Half the time of float32; where two codes are equally near, either teaches the same.
+        with torch.autocast("cpu", torch.bfloat16):
+            codes.append(model.encode_pixels(part).to(torch.int16))
+    return torch.cat(codes).numpy()
+
+
+def _save(path: Path, array: NDArray[np.int16]) -> None:
+    with path.open("wb") as file:
+        np.save(file, array)

@@ -1,0 +1,114 @@
+"""The family's tasks over the tabletop world: each turns a scene into a conversation, in the family's own words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mgpt_edge.finetune.conversation import Turn
+from mgpt_edge.finetune.world import captions
+from mgpt_edge.finetune.world.caption import description
+from mgpt_edge.finetune.world.dialogue import edit_of, questions
+from mgpt_edge.runtime.prompt import IMAGE_MARK, TEMPLATES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+    from mgpt_edge.finetune.album import Album
+
+    Task = Callable[[Album, np.random.Generator], list[Turn]]
+
+
+def text_to_image(album: Album, rng: np.random.Generator) -> list[Turn]:
+    """A caption -> the picture, or the caption of its mirror image -> that."""
+    index, mirrored = int(rng.integers(album.count("picture"))), bool(rng.integers(2))
+    caption = captions(album.scene(index, mirrored), rng)[0]
+    size = {"width": album.layout.width, "height": album.layout.height}
+    return [Turn(TEMPLATES["text-to-image"].format(prompt=caption, **size)), _shown(album, "picture", index, mirrored)]
+
+
+def depth(album: Album, rng: np.random.Generator) -> list[Turn]:
+    return _read_off(album, rng, "depth")
+
+
+def normals(album: Album, rng: np.random.Generator) -> list[Turn]:
+    return _read_off(album, rng, "normals")
+
+
+def segmentation(album: Album, rng: np.random.Generator) -> list[Turn]:
+    return _read_off(album, rng, "segmentation")
+
+
+def from_edges(album: Album, rng: np.random.Generator) -> list[Turn]:
+    return _guided_by(album, rng, "edges")
+
+
+def from_depth(album: Album, rng: np.random.Generator) -> list[Turn]:
+    return _guided_by(album, rng, "depth")
+
+
+def from_segmentation(album: Album, rng: np.random.Generator) -> list[Turn]:
+    return _guided_by(album, rng, "segmentation")
+
+
+def edit(album: Album, rng: np.random.Generator) -> list[Turn]:
+    """An instruction and a picture -> the picture after it."""
+    index = int(rng.integers(album.count("picture", "edited")))
+    text = TEMPLATES["edit"].format(instruction=edit_of(album.scene(index), index).instruction)
+    return [Turn(text, (album.tokens("picture", index),)), _shown(album, "edited", index)]
+
+
+def answer(album: Album, rng: np.random.Generator) -> list[Turn]:
+    """Two to four questions about a picture, one after another."""
+    index, mirrored = int(rng.integers(album.count("picture"))), bool(rng.integers(2))
+    asked = questions(album.scene(index, mirrored), rng, int(rng.integers(2, 5)))
+    turns = [turn for question in asked for turn in (Turn(question.text), Turn(question.answer))]
+    turns[0] = Turn(turns[0].text, (album.tokens("picture", index, mirrored),))
+    return turns
+
+
+def describe(album: Album, rng: np.random.Generator) -> list[Turn]:
+    """A picture -> everything that can be said about it."""
+    index, mirrored = int(rng.integers(album.count("picture"))), bool(rng.integers(2))
+    asked = Turn(TEMPLATES["describe"], (album.tokens("picture", index, mirrored),))
+    return [asked, Turn(description(album.scene(index, mirrored)))]
+
+
+def text_only(album: Album, rng: np.random.Generator) -> list[Turn]:
+    """A description in words and a question about it."""
+    scene = album.scene(int(rng.integers(len(album.scenes))), bool(rng.integers(2)))
+    question = questions(scene, rng)[0]
+    return [Turn(f"{description(scene)} {question.text}"), Turn(question.answer)]
+
+
+def _read_off(album: Album, rng: np.random.Generator, kind: str) -> list[Turn]:
+    index = int(rng.integers(album.count("picture", kind)))
+    return [Turn(TEMPLATES[kind], (album.tokens("picture", index),)), _shown(album, kind, index)]
+
+
+def _guided_by(album: Album, rng: np.random.Generator, kind: str) -> list[Turn]:
+    index = int(rng.integers(album.count("picture", kind)))
+    text = TEMPLATES[f"from-{kind}"].format(prompt=captions(album.scene(index), rng)[0])
+    return [Turn(text, (album.tokens(kind, index),)), _shown(album, "picture", index)]
+
+
+def _shown(album: Album, kind: str, index: int, mirrored: bool = False) -> Turn:
+    return Turn(IMAGE_MARK, (album.tokens(kind, index, mirrored),))
+
+
+TASKS: dict[str, Task] = {
+    "text-to-image": text_to_image,
+    "depth": depth,
+    "normals": normals,
+    "segmentation": segmentation,
+    "from-edges": from_edges,
+    "from-depth": from_depth,
+    "from-segmentation": from_segmentation,
+    "edit": edit,
+    "answer": answer,
+    "describe": describe,
+    "text-only": text_only,
+}
+GUIDED = frozenset(("text-to-image", "from-edges", "from-depth", "from-segmentation", "edit"))
+"""Tasks whose answer is a picture that guidance may be used for: their prompt is dropped now and then."""
