@@ -1,46 +1,50 @@
-"""The command `python -m mgpt_edge.finetune`: trains the small checkpoint, whole or stage by stage."""
+"""The command `python -m mgpt_edge.finetune`: trains the small checkpoint, whole or stage by stage, and scores it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
 
+from mgpt_edge.finetune import scores
 from mgpt_edge.finetune.draw import Sampling
-from mgpt_edge.finetune.fidelity import Share, asked, fidelity, sheet
-from mgpt_edge.finetune.mini import SAMPLING, Mini, default_plan
+from mgpt_edge.finetune.mini import SAMPLING, Mini
+from mgpt_edge.finetune.plan import default_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
 Work = Annotated[Path, typer.Option(help="Pictures, logs and resumable checkpoints; safe to delete.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where the checkpoint is written.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads, and processes that render.")]
+Guidance = Annotated[float, typer.Option(min=0, help="Of the pictures that are drawn.")]
+Count = Annotated[int, typer.Option(min=1, help="Requests behind each figure.")]
 
 WORK, OUTPUT = Path("build/mini"), Path("models/mini")
-GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 @app.command()
 def mini(work: Work = WORK, output: Output = OUTPUT, threads: Threads = 2) -> None:
     """Everything, from nothing to models/mini; run again after a kill, it continues."""
     vq(work, threads)
-    fp_sft(work, threads)
+    stages(work, threads)
     write(work, output)
 
 
 @app.command()
 def vq(work: Work = WORK, threads: Threads = 2) -> None:
     """Renders the pictures and trains the VQGAN."""
-    _pipeline(work, threads).vq()
+    _show(_pipeline(work, threads).train_vq())
 
 
-@app.command("fp-sft")
-def fp_sft(work: Work = WORK, threads: Threads = 2) -> None:
-    """Trains the transformer, stage by stage."""
-    for record in _pipeline(work, threads).fp_sft():
-        typer.echo("  ".join(f"{name} {value:.4g}" for name, value in record.items()))
+@app.command()
+def stages(work: Work = WORK, threads: Threads = 2) -> None:
+    """Trains the transformer: FP-SFT from small pictures to large ones, from the second stage on with every task."""
+    _show(_pipeline(work, threads).train_stages())
 
 
 @app.command()
@@ -51,40 +55,46 @@ def write(work: Work = WORK, output: Output = OUTPUT) -> None:
 
 
 @app.command()
-def sweep(work: Work = WORK, threads: Threads = 2, count: int = 200, top_k: int = SAMPLING.top_k) -> None:
+def judge(work: Work = WORK, threads: Threads = 2) -> None:
+    """Trains the judge if it is not there, and says how well it reads."""
+    _table(scores.judge(_pipeline(work, threads)))
+
+
+@app.command()
+def sweep(work: Work = WORK, threads: Threads = 2, count: Count = 200) -> None:
     """Prints how many pictures show what was asked, for several guidances."""
-    pipeline = _pipeline(work, threads)
-    painter, judge = pipeline.painter(), pipeline.judge()
-    asked_for = {
-        "one solid": asked("test", 1, count),
-        "two solids": asked("test", 2, count),
-        "held-out pair": asked("held_out", 1, count),
-    }
-    pixels = pipeline.pictures(pipeline.plan.stages[0], "validation")
-    readings = judge.read(pixels.load())
-    right = sum(reading.shows(pixels.scene(i)) for i, reading in enumerate(readings))
-    typer.echo(f"judge on held-back renders  {_figure(Share(right, len(readings)))}")
-    for guidance in GUIDANCES:
-        sampling = Sampling(guidance, top_k)
-        figures = (
-            f"{name} {_figure(fidelity(painter, judge, scenes, sampling))}" for name, scenes in asked_for.items()
-        )
-        typer.echo(f"guidance {guidance:g}  {'  '.join(figures)}")
+    _table(scores.sweep(_pipeline(work, threads), count, SAMPLING))
+
+
+@app.command()
+def score(work: Work = WORK, threads: Threads = 2, count: Count = 200, guidance: Guidance = SAMPLING.guidance) -> None:
+    """Prints every figure of the newest weights: drawing at each size, then the other tasks."""
+    pipeline, sampling = _pipeline(work, threads), Sampling(guidance, SAMPLING.top_k, SAMPLING.temperature)
+    _table(scores.drawing(pipeline, count, sampling))
+    side = pipeline.trained_decoder()[0].side
+    _table(scores.seeing(pipeline, count, sampling, side))
 
 
 @app.command()
 def samples(
-    work: Work = WORK, path: Path = OUTPUT / "samples.png", threads: Threads = 2, guidance: float = SAMPLING.guidance
+    work: Work = WORK, path: Path = OUTPUT / "samples.png", threads: Threads = 2, guidance: Guidance = SAMPLING.guidance
 ) -> None:
     """Draws the sheet of samples."""
-    painter = _pipeline(work, threads).painter()
-    sheet(painter, Sampling(guidance, SAMPLING.top_k, SAMPLING.temperature)).save(path)
+    pipeline = _pipeline(work, threads)
+    side = pipeline.trained_decoder()[0].side
+    sampling = Sampling(guidance, SAMPLING.top_k, SAMPLING.temperature)
+    pipeline.painter().sheet(side, side, sampling).save(path)
     typer.echo(f"wrote {path}")
 
 
-def _figure(share: Share) -> str:
-    low, high = share.interval
-    return f"{100 * share.value:.1f} % ({100 * low:.1f}-{100 * high:.1f}, n={share.of})"
+def _show(records: Iterable[dict[str, float]]) -> None:
+    for record in records:
+        typer.echo("  ".join(f"{name} {value:.4g}" for name, value in record.items()))
+
+
+def _table(lines: Iterable[scores.Line]) -> None:
+    for name, figure in lines:
+        typer.echo(f"{name:32}  {figure}")
 
 
 def _pipeline(work: Path, threads: int) -> Mini:

@@ -27,7 +27,7 @@ class Album:
 
     Args:
         pictures: by kind; the codes of kind k are of the first `pictures[k].count` scenes.
-        codes: by kind, int16 [n, rows, columns]; of the kind "picture" also of the mirror images, [2, n, rows, columns].
+        codes: by kind, int16 [n, rows, columns]; of "picture" also the mirror images', [2, n, rows, columns].
         vocabulary: the checkpoint's ids.
     """
 
@@ -54,11 +54,9 @@ class Album:
         return min(self.pictures[kind].count for kind in kinds)
 
 
-def load_codes(pictures: Pictures, vq: Callable[[], VQGAN], folder: Path, processes: int) -> NDArray[np.int16]:
-    """Codes of pictures from the folder's file; without one they are rendered, encoded and kept."""
-    path = folder / f"codes-{pictures.split}-{pictures.width}x{pictures.height}-{pictures.kind}-{pictures.count}.npy"
+def load_codes(pictures: Pictures, path: Path, vq: Callable[[], VQGAN]) -> NDArray[np.int16]:
+    """Codes of rendered pictures from a file, which is made if it is not there."""
     if not path.exists():
-        pictures.render(processes)
         pixels = pictures.load()
         codes = encode_pictures(vq(), pixels)
         if pictures.kind == "picture":

@@ -32,39 +32,59 @@ class Sampling:
 @torch.inference_mode()
 def draw(model: Decoder, layout: ImageLayout, prompts: list[list[int]], sampling: Sampling, seed: int) -> Tensor:
     """Codes [n, rows, columns], one picture for each prompt (tokens from bos to the separator)."""
-    model.eval()
-    rows = _Rows(model, layout, prompts)
+    guided = sampling.guidance != 1
+    starts = [[*tokens, *layout.grid] for tokens in prompts] + [list(layout.grid)] * (len(prompts) if guided else 0)
+    rows = _Rows(model, starts, len(layout))
     generator = torch.Generator().manual_seed(seed)
     low, high = layout.vocabulary.code_range
     codes: list[Tensor] = []
     for index in range(3, len(layout) - 1):
         forced = layout.forced(index)
         if forced is not None:
-            rows.feed(torch.full((2 * len(prompts), 1), forced))
+            rows.feed(torch.full((len(starts), 1), forced))
             continue
         logits = rows.logits()[:, low:high]
-        drawn = _sample(logits[: len(prompts)], logits[len(prompts) :], sampling, generator)
+        if guided:
+            conditional, unconditional = logits.chunk(2)
+            logits = unconditional + sampling.guidance * (conditional - unconditional)
+        drawn = _sample(logits, sampling, generator)
         codes.append(drawn)
-        rows.feed((low + drawn).repeat(2).unsqueeze(1))
+        rows.feed((low + drawn).repeat(2 if guided else 1).unsqueeze(1))
     return torch.stack(codes, 1).unflatten(1, (layout.rows, layout.columns))
 
 
-def _sample(conditional: Tensor, unconditional: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    guided = unconditional + sampling.guidance * (conditional - unconditional)
-    threshold = guided.topk(min(sampling.top_k, guided.shape[1]), dim=1).values[:, -1:]
-    guided = guided.masked_fill(guided < threshold, -torch.inf) / sampling.temperature
-    return torch.multinomial(guided.softmax(1), 1, generator=generator).squeeze(1)
+@torch.inference_mode()
+def say(model: Decoder, prompts: list[list[int]], separator: int, longest: int = 60) -> list[list[int]]:
+    """The likeliest answer in text to each prompt (tokens from bos to the separator), token by token."""
+    rows = _Rows(model, prompts, longest)
+    answers: list[list[int]] = [[] for _ in prompts]
+    ended = torch.zeros(len(prompts), dtype=torch.bool)
+    for _ in range(longest):
+        drawn = rows.logits().argmax(1)
+        ended |= drawn == separator
+        if ended.all():
+            break
+        for answer, token, over in zip(answers, drawn.tolist(), ended.tolist(), strict=True):
+            if not over:
+                answer.append(token)
+        rows.feed(drawn.unsqueeze(1))
+    return answers
+
+
+def _sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    threshold = logits.topk(min(sampling.top_k, logits.shape[1]), dim=1).values[:, -1:]
+    kept = logits.masked_fill(logits < threshold, -torch.inf) / sampling.temperature
+    return torch.multinomial(kept.softmax(1), 1, generator=generator).squeeze(1)
 
 
 class _Rows:
-    """The cache of 2n rows: n with their prompts, then n that begin with the picture."""
+    """The cache of rows of different lengths that are fed side by side, with room for `more` tokens each."""
 
-    def __init__(self, model: Decoder, layout: ImageLayout, prompts: list[list[int]]) -> None:
-        self.model = model
-        starts = [[*tokens, *layout.grid] for tokens in prompts] + [list(layout.grid)] * len(prompts)
+    def __init__(self, model: Decoder, starts: list[list[int]], more: int) -> None:
+        self.model = model.eval()
         longest = max(map(len, starts))
         config = model.config
-        capacity = longest + len(layout)
+        capacity = longest + more
         self.tables = tuple(torch.from_numpy(t) for t in rotary_tables(capacity, config.head_dim, config.rope_theta))
         shape = (len(starts), config.num_kv_heads, capacity, config.head_dim)
         self.cache = [torch.zeros(shape) for _ in range(2 * config.num_layers)]

@@ -1,4 +1,4 @@
-"""How often a drawn picture shows what its prompt says, read by the judge; and sheets of samples to look at."""
+"""How often the model does what it was asked: pictures read by the judge, dense answers and words against the truth."""
 
 from __future__ import annotations
 
@@ -7,36 +7,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from PIL import Image
 
-from mgpt_edge.finetune.draw import Sampling, draw
-from mgpt_edge.finetune.world import captions, sample_scene
+from mgpt_edge.finetune.conversation import Turn
+from mgpt_edge.finetune.draw import Sampling
+from mgpt_edge.finetune.world import SHAPES, captions, dense, render, sample_scene
 from mgpt_edge.finetune.world.caption import PHRASES
+from mgpt_edge.finetune.world.dialogue import edit_of, questions
+from mgpt_edge.runtime.prompt import TEMPLATES
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from mgpt_edge.export.model import Decoder
-    from mgpt_edge.export.vqgan import VQGAN
-    from mgpt_edge.finetune.data import Corpus
+    from mgpt_edge.finetune.album import Album
     from mgpt_edge.finetune.judge import Judge
-    from mgpt_edge.finetune.world import Scene
+    from mgpt_edge.finetune.painter import Painter
+    from mgpt_edge.finetune.world import Frame, Scene
 
-SAMPLE_PROMPTS = (
-    "a red sphere on a gray floor",
-    "a large shiny blue cube on a brown floor",
-    "a small green cone on a beige floor",
-    "a yellow cylinder on a black floor",
-    "an orange cone on a gray floor",
-    "a large purple sphere on a beige floor",
-    "a shiny cyan sphere on a black floor",
-    "a white cube on a brown floor",
-    "a red cube to the left of a blue sphere on a gray floor",
-    "a green cylinder to the right of a yellow cone on a brown floor",
-    "a large white sphere behind a small red cone on a beige floor",
-    "an orange cube in front of a cyan cone on a black floor",
-)
+FAITHFUL = Sampling(guidance=1.0, top_k=200, temperature=0.3)
+"""For answers that have one right solution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,31 +49,23 @@ class Share:
         half = z / (1 + z * z / self.of) * math.sqrt(self.value * (1 - self.value) / self.of + (z / (2 * self.of)) ** 2)
         return max(0.0, middle - half), min(1.0, middle + half)
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Painter:
-    """A transformer and a VQGAN that draw prompts at the size of a corpus."""
-
-    model: Decoder
-    vq: VQGAN
-    corpus: Corpus
-
-    def paint(self, prompts: list[str], sampling: Sampling, seed: int, batch: int = 100) -> NDArray[np.uint8]:
-        """Pictures [n, h, w, 3], one a prompt."""
-        parts = []
-        for start in range(0, len(prompts), batch):
-            questions = [self.corpus.question(prompt) for prompt in prompts[start : start + batch]]
-            codes = draw(self.model, self.corpus.layout, questions, sampling, seed + start)
-            with torch.inference_mode():
-                parts.append(self.vq.decode_pixels(codes).numpy())
-        return np.concatenate(parts)
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.value:.1f} % ({100 * low:.1f}-{100 * high:.1f}, n={self.of})"
 
 
-def fidelity(painter: Painter, judge: Judge, scenes: list[Scene], sampling: Sampling, seed: int = 0) -> Share:
+def asked(split: str, solids: int, count: int) -> list[Scene]:
+    """The first scenes of a split with so many solids."""
+    return [sample_scene(seed, split, solids) for seed in range(count)]
+
+
+def text_to_image(
+    painter: Painter, judge: Judge, scenes: list[Scene], size: tuple[int, int], sampling: Sampling, seed: int = 0
+) -> Share:
     """Draws one caption of each scene; a place counts only where the caption names it."""
     rng = np.random.default_rng(seed)
     prompts = [captions(scene, rng)[0] for scene in scenes]
-    readings = judge.read(painter.paint(prompts, sampling, seed))
+    readings = judge.read(painter.paint(prompts, *size, sampling, seed))
     phrases = [phrase for group in PHRASES.values() for phrase in group]
     right = sum(
         reading.shows(scene, where=any(phrase in prompt for phrase in phrases))
@@ -96,13 +74,71 @@ def fidelity(painter: Painter, judge: Judge, scenes: list[Scene], sampling: Samp
     return Share(right, len(scenes))
 
 
-def asked(split: str, solids: int, count: int) -> list[Scene]:
-    """The first scenes of a split with so many solids."""
-    return [sample_scene(seed, split, solids) for seed in range(count)]
+def depth(painter: Painter, album: Album, count: int) -> float:
+    """Mean absolute relative error of the depth, over all pixels."""
+    drawn = _read_off(painter, album, "depth", count)
+    truth = np.stack([_frame(album, index).depth for index in range(count)])
+    found = np.stack([dense.depth_of_picture(picture) for picture in drawn])
+    return float(np.mean(np.abs(found - truth) / truth))
 
 
-def sheet(painter: Painter, sampling: Sampling, columns: int = 4, seed: int = 0) -> Image.Image:
-    """The sample prompts' pictures in rows."""
-    pictures = painter.paint(list(SAMPLE_PROMPTS), sampling, seed)
-    rows = [np.concatenate(list(pictures[i : i + columns]), axis=1) for i in range(0, len(pictures), columns)]
-    return Image.fromarray(np.concatenate(rows))
+def normals(painter: Painter, album: Album, count: int) -> float:
+    """Mean angle between normals in degrees, over all pixels."""
+    drawn = _read_off(painter, album, "normals", count)
+    truth = np.stack([_frame(album, index).normals for index in range(count)])
+    found = np.stack([dense.normals_of_picture(picture) for picture in drawn])
+    return float(np.degrees(np.arccos(np.clip((truth * found).sum(-1), -1, 1))).mean())
+
+
+def segmentation(painter: Painter, album: Album, count: int) -> float:
+    """Mean over the classes of intersection over union, counted over all pictures."""
+    drawn = _read_off(painter, album, "segmentation", count)
+    truth = np.stack([dense.classes(album.scene(index), _frame(album, index)) for index in range(count)])
+    found = np.stack([dense.classes_of_picture(picture) for picture in drawn])
+    shares = []
+    for index in range(2 + len(SHAPES)):
+        union = ((truth == index) | (found == index)).sum()
+        shares.append(((truth == index) & (found == index)).sum() / max(1, union))
+    return float(np.mean(shares))
+
+
+def guided_by(painter: Painter, judge: Judge, album: Album, kind: str, count: int, sampling: Sampling) -> Share:
+    """Pictures drawn after edges, depth or segmentation and a caption: how many show the scene, every place right."""
+    rng = np.random.default_rng(0)
+    text = TEMPLATES[f"from-{kind}"]
+    turns = [
+        Turn(text.format(prompt=captions(album.scene(index), rng)[0]), (album.tokens(kind, index),))
+        for index in range(count)
+    ]
+    readings = judge.read(painter.respond(turns, album.layout.width, album.layout.height, sampling, 0))
+    return Share(sum(reading.shows(album.scene(i)) for i, reading in enumerate(readings)), count)
+
+
+def edit(painter: Painter, judge: Judge, album: Album, count: int, sampling: Sampling) -> Share:
+    """Edited pictures: how many show the scene after the edit."""
+    edits = [edit_of(album.scene(index), index) for index in range(count)]
+    text = TEMPLATES["edit"]
+    turns = [
+        Turn(text.format(instruction=edit.instruction), (album.tokens("picture", index),))
+        for index, edit in enumerate(edits)
+    ]
+    readings = judge.read(painter.respond(turns, album.layout.width, album.layout.height, sampling, 0))
+    return Share(sum(reading.shows(edit.after) for reading, edit in zip(readings, edits, strict=True)), count)
+
+
+def answers(painter: Painter, album: Album, count: int) -> Share:
+    """Questions about pictures: how many are answered in exactly the right words."""
+    rng = np.random.default_rng(0)
+    pairs = [questions(album.scene(index), rng)[0] for index in range(count)]
+    turns = [Turn(pair.text, (album.tokens("picture", index),)) for index, pair in enumerate(pairs)]
+    said = painter.answer(turns)
+    return Share(sum(words == pair.answer for words, pair in zip(said, pairs, strict=True)), count)
+
+
+def _read_off(painter: Painter, album: Album, kind: str, count: int) -> np.ndarray:
+    turns = [Turn(TEMPLATES[kind], (album.tokens("picture", index),)) for index in range(count)]
+    return painter.respond(turns, album.layout.width, album.layout.height, FAITHFUL, 0)
+
+
+def _frame(album: Album, index: int) -> Frame:
+    return render(album.scene(index), album.layout.width, album.layout.height)

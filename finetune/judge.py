@@ -16,13 +16,14 @@ from mgpt_edge.finetune.world.scene import COLORS, FLOORS, SHAPES, SIZES, Scene,
 from mgpt_edge.finetune.world.solids import bounding_sphere
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from mgpt_edge.finetune.pictures import Pictures
 
 CELL = 8  # pixels of a cell's side
+SHORTER_SIDE = 128  # pixels; the world shows the same width along it at every size
 HEADS = {"solid": 1, "color": len(COLORS), "shape": len(SHAPES), "size": len(SIZES), "place": 2}
 
 
@@ -60,8 +61,8 @@ class Judge(nn.Module):
         self.floor = nn.Linear(width, len(FLOORS))
 
     def forward(self, pixels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """uint8 [b, h, w, 3] -> maps by head's name, [b, n, h/8, w/8], and the floor's logits [b, 4]."""
-        features = self.trunk(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        """Pixels [b, h, w, 3] of scale 0..255 -> maps by head's name, [b, n, h/8, w/8]; the floor's logits [b, 4]."""
+        features = self.trunk(pixels.permute(0, 3, 1, 2) / 127.5 - 1)
         maps = self.heads(features).split(list(HEADS.values()), dim=1)
         return dict(zip(HEADS, maps, strict=True)), self.floor(features.mean((2, 3)))
 
@@ -71,7 +72,7 @@ class Judge(nn.Module):
         self.eval()
         readings: list[Reading] = []
         for start in range(0, len(pixels), batch):
-            maps, floors = self(torch.from_numpy(pixels[start : start + batch]))
+            maps, floors = self(same_scale(torch.from_numpy(pixels[start : start + batch])))
             # A solid's middle is a local maximum that is likelier than not.
             solid = maps["solid"]
             peaks = (solid > 0) & (solid == F.max_pool2d(solid, 3, stride=1, padding=1))
@@ -79,6 +80,16 @@ class Judge(nn.Module):
                 cells = peaks[i, 0].nonzero().tolist()
                 readings.append(Reading(tuple(_solid(maps, i, row, column) for row, column in cells), FLOORS[floor]))
         return readings
+
+
+def same_scale(pixels: Tensor) -> Tensor:
+    """uint8 [b, h, w, 3] -> float [b, h', w', 3] whose shorter side is SHORTER_SIDE, averaged over areas."""
+    height, width = pixels.shape[1:3]
+    shorter = min(height, width)
+    if shorter == SHORTER_SIDE:
+        return pixels.float()
+    size = (height * SHORTER_SIDE // shorter, width * SHORTER_SIDE // shorter)
+    return F.interpolate(pixels.permute(0, 3, 1, 2).float(), size, mode="area").permute(0, 2, 3, 1)
 
 
 def _conv(before: int, after: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
@@ -131,23 +142,27 @@ def judge_loss(maps: dict[str, Tensor], floors: Tensor, targets: _Targets) -> Te
     return loss + F.smooth_l1_loss(place, targets.places) + 0.3 * F.cross_entropy(floors, targets.floors)
 
 
-def train_judge(judge: Judge, pictures: Pictures, epochs: int, batch: int = 64, rate: float = 3e-3) -> Iterator[float]:
-    """Trains on rendered pictures and their mirror images, yielding each step's loss."""
-    pixels = pictures.load()
-    scenes = [pictures.scene(i) for i in range(pictures.count)]
+def train_judge(
+    judge: Judge, albums: Sequence[Pictures], steps: int, batch: int = 64, rate: float = 3e-3
+) -> Iterator[float]:
+    """Trains on rendered pictures of several sizes and their mirror images, yielding each step's loss."""
+    pixels = [pictures.load() for pictures in albums]
+    scenes = [pictures.scene(i) for pictures in albums[:1] for i in range(max(p.count for p in albums))]
+    share = np.array([pictures.count for pictures in albums]) / sum(pictures.count for pictures in albums)
     rng = np.random.default_rng(0)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=rate, weight_decay=1e-2)
-    steps = epochs * (pictures.count // batch)
     judge.train()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * cosine(step, steps)
-        picked, mirror = rng.choice(pictures.count, batch, replace=False), rng.random(batch) < 0.5
-        image = pixels[picked]
+        album = rng.choice(len(albums), p=share)
+        picked, mirror = rng.choice(albums[album].count, batch, replace=False), rng.random(batch) < 0.5
+        image = pixels[album][picked]
         image[mirror] = image[mirror, :, ::-1]
         shown = [scenes[i].mirrored() if m else scenes[i] for i, m in zip(picked, mirror, strict=True)]
-        maps, floors = judge(torch.from_numpy(image))
-        loss = judge_loss(maps, floors, _targets(shown, pictures.width, pictures.height))
+        scaled = same_scale(torch.from_numpy(image))
+        maps, floors = judge(scaled)
+        loss = judge_loss(maps, floors, _targets(shown, scaled.shape[2], scaled.shape[1]))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mgpt_edge.finetune.world import KINDS, Scene, sample_scene, view
+from mgpt_edge.finetune.world import KINDS, Frame, Scene, render, sample_scene, view
 from mgpt_edge.finetune.world.dialogue import edit_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -49,35 +49,56 @@ class Pictures:
         """The scene of picture `index`."""
         return sample_scene(index, self.split)
 
-    def one(self, index: int) -> NDArray[np.uint8]:
-        """Picture `index`, rendered now."""
-        scene = self.scene(index)
-        if self.kind == "edited":
-            return view(edit_of(scene, index).after, "picture", self.width, self.height)
-        return view(scene, self.kind, self.width, self.height)
-
     def render(self, processes: int) -> None:
         """Renders the shards that are not there yet."""
-        missing = [shard for shard in range(self.count // SHARD) if not self.path(shard).exists()]
-        if not missing:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with ProcessPoolExecutor(processes) as pool:
-            for _ in pool.map(partial(_render_shard, self), missing):
-                pass
+        render_together([self], processes)
+
+    def of(self, scene: Scene, index: int, frame: Frame) -> NDArray[np.uint8]:
+        """Picture `index`, given its scene's frame."""
+        if self.kind == "edited":
+            return render(edit_of(scene, index).after, self.width, self.height).picture
+        return view(scene, frame, self.kind)
 
     def load(self) -> NDArray[np.uint8]:
         """All pictures, [count, height, width, 3]."""
         return np.concatenate([np.load(self.path(shard)) for shard in range(self.count // SHARD)])
 
+    @property
+    def name(self) -> str:
+        """Names of files begin with it."""
+        return f"{self.split}-{self.width}x{self.height}-{self.kind}"
+
     def path(self, shard: int) -> Path:
         """The file of a shard's pictures."""
-        return self.folder / f"{self.split}-{self.width}x{self.height}-{self.kind}-{shard:04d}.npy"
+        return self.folder / f"{self.name}-{shard:04d}.npy"
 
 
-def _render_shard(pictures: Pictures, shard: int) -> None:
-    stack = np.stack([pictures.one(shard * SHARD + i) for i in range(SHARD)])
-    path = pictures.path(shard)
-    draft = path.with_suffix(f".{os.getpid()}.tmp.npy")
-    np.save(draft, stack)
-    draft.replace(path)
+def render_together(group: Sequence[Pictures], processes: int) -> None:
+    """Renders the missing shards of pictures of one split and size, each scene once for all kinds."""
+    if not group:
+        return
+    shards = range(max(pictures.count for pictures in group) // SHARD)
+    missing = [
+        (tuple(p for p in group if shard < p.count // SHARD and not p.path(shard).exists()), shard) for shard in shards
+    ]
+    jobs = [job for job in missing if job[0]]
+    if not jobs:
+        return
+    group[0].folder.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(processes) as pool:
+        for _ in pool.map(_render_shard, *zip(*jobs, strict=True)):
+            pass
+
+
+def _render_shard(group: Sequence[Pictures], shard: int) -> None:
+    stacks: list[list[NDArray[np.uint8]]] = [[] for _ in group]
+    for index in range(shard * SHARD, (shard + 1) * SHARD):
+        scene = group[0].scene(index)
+        frame = render(scene, group[0].width, group[0].height)
+        for stack, pictures in zip(stacks, group, strict=True):
+            stack.append(pictures.of(scene, index, frame))
+    for stack, pictures in zip(stacks, group, strict=True):
+        path = pictures.path(shard)
+        draft = path.with_suffix(f".{os.getpid()}.tmp.npy")
+        np.save(draft, np.stack(stack))
+        draft.replace(path)

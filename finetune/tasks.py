@@ -112,3 +112,10 @@ TASKS: dict[str, Task] = {
 }
 GUIDED = frozenset(("text-to-image", "from-edges", "from-depth", "from-segmentation", "edit"))
 """Tasks whose answer is a picture that guidance may be used for: their prompt is dropped now and then."""
+
+KINDS_OF = {
+    **{kind: frozenset((kind,)) for kind in ("depth", "normals", "segmentation")},
+    **{f"from-{kind}": frozenset((kind,)) for kind in ("edges", "depth", "segmentation")},
+    "edit": frozenset(("edited",)),
+}
+"""Which kinds of pictures a task needs beside the plain ones."""

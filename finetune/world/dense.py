@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .render import FIRST_SOLID_CLASS, FLOOR_CLASS, WALL_CLASS, render
+from .render import FIRST_SOLID_CLASS, FLOOR_CLASS, WALL_CLASS
 from .scene import SHAPES
 
 if TYPE_CHECKING:
@@ -26,9 +26,8 @@ SHARP_TURN = math.cos(math.radians(25))
 DEPTH_JUMP = 0.06  # of the nearer depth
 
 
-def view(scene: Scene, kind: str, width: int, height: int) -> NDArray[np.uint8]:
-    """One of KINDS of a scene, as a picture [height, width, 3]."""
-    frame = render(scene, width, height)
+def view(scene: Scene, frame: Frame, kind: str) -> NDArray[np.uint8]:
+    """One of KINDS of a rendered scene, as a picture [height, width, 3]."""
     match kind:
         case "picture":
             return frame.picture

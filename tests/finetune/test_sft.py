@@ -10,17 +10,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 
 from mgpt_edge.export.config import DecoderConfig
 from mgpt_edge.export.model import Decoder
 from mgpt_edge.export.tokenizer import read_vocabulary
 from mgpt_edge.finetune import checkpoint
-from mgpt_edge.finetune.data import UNLABELLED, Corpus, world_text
-from mgpt_edge.finetune.draw import Sampling, draw
+from mgpt_edge.finetune.album import Album
+from mgpt_edge.finetune.conversation import UNLABELLED, Turn, encode_conversation
+from mgpt_edge.finetune.corpus import Corpus, Group, Part, world_text
+from mgpt_edge.finetune.draw import Sampling, draw, say
 from mgpt_edge.finetune.pictures import Pictures
 from mgpt_edge.finetune.sft import Recipe, Stage, initialise, small_decoder
+from mgpt_edge.finetune.tasks import TASKS
 from mgpt_edge.finetune.tokenizer import code_name, for_text, train_tokenizer
+from mgpt_edge.runtime.errors import InvalidRequest
+from mgpt_edge.runtime.layout import ImageLayout
+from mgpt_edge.runtime.prompt import encode_prompt
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,9 +43,18 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def corpus(tokenizer: Tokenizer) -> Corpus:
-    pictures = Pictures(Path("unused"), "train", 64, 64, 500)
-    codes = np.random.default_rng(0).integers(0, CODES, (2, 500, 4, 4)).astype(np.int16)
-    return Corpus(pictures, codes, for_text(tokenizer), read_vocabulary(tokenizer.to_str()), prompt_drop=0.0)
+    return mixed(tokenizer, {"text-to-image": 1.0})
+
+
+def mixed(tokenizer: Tokenizer, tasks: dict[str, float], prompt_drop: float = 0.0, seed: int = 0) -> Corpus:
+    kinds = ("picture", "depth", "normals", "segmentation", "edges", "edited")
+    pictures = {kind: Pictures(Path("unused"), "train", 64, 64, 500, kind) for kind in kinds}
+    rng = np.random.default_rng(0)
+    codes = {kind: rng.integers(0, CODES, (2, 500, 4, 4) if kind == "picture" else (500, 4, 4)) for kind in kinds}
+    vocabulary = read_vocabulary(tokenizer.to_str())
+    album = Album(pictures, {kind: value.astype(np.int16) for kind, value in codes.items()}, vocabulary)
+    group = Group([Part(task, album, weight) for task, weight in tasks.items()], batch=8, weight=1.0)
+    return Corpus([group], for_text(tokenizer), vocabulary, prompt_drop, seed)
 
 
 def tiny(vocab_size: int) -> Decoder:
@@ -78,7 +95,7 @@ def test_text_comes_back_and_stays_text(tokenizer: Tokenizer) -> None:
 
 
 def test_sequence_and_labels(corpus: Corpus) -> None:
-    batch = corpus.batch(0, 8, seed=0)
+    batch = corpus.batch(0)
     v = corpus.vocabulary
     for tokens, labels in zip(batch.tokens.tolist(), batch.labels.tolist(), strict=True):
         begin = tokens.index(v.begin_image)
@@ -95,22 +112,70 @@ def test_sequence_and_labels(corpus: Corpus) -> None:
 
 
 def test_dropped_prompts_leave_the_picture_alone(corpus: Corpus, tokenizer: Tokenizer) -> None:
-    dropped = Corpus(corpus.pictures, corpus.codes, for_text(tokenizer), corpus.vocabulary, prompt_drop=1.0)
-    batch = dropped.batch(0, 4, seed=0)
-    assert batch.tokens.shape[1] == len(corpus.layout)
+    batch = mixed(tokenizer, {"text-to-image": 1.0}, prompt_drop=1.0).batch(0)
+    assert batch.tokens.shape[1] == 4 * 5 + 4
     assert (batch.tokens[:, 0] == corpus.vocabulary.begin_image).all()
     assert torch.equal(batch.labels[:, :-1], batch.tokens[:, 1:])
     assert (batch.labels[:, -1] == UNLABELLED).all()
 
 
-def test_batches_depend_on_seed_and_number_alone(corpus: Corpus) -> None:
-    assert torch.equal(corpus.batch(300, 4, seed=1).tokens, corpus.batch(300, 4, seed=1).tokens)
-    assert not torch.equal(corpus.batch(0, 4, seed=1).tokens[:, -25:], corpus.batch(1, 4, seed=1).tokens[:, -25:])
+def test_batches_depend_on_seed_and_number_alone(corpus: Corpus, tokenizer: Tokenizer) -> None:
+    assert torch.equal(corpus.batch(300).tokens, corpus.batch(300).tokens)
+    assert not torch.equal(corpus.batch(0).tokens[:, -25:], corpus.batch(1).tokens[:, -25:])
+    other = mixed(tokenizer, {"text-to-image": 1.0}, seed=1)
+    assert not torch.equal(corpus.batch(0).tokens[:, -25:], other.batch(0).tokens[:, -25:])
+
+
+@given(number=st.integers(0, 10**6), ranks=st.integers(1, 5))
+def test_ranks_share_a_batch(tokenizer: Tokenizer, number: int, ranks: int) -> None:
+    corpus = mixed_once(tokenizer)
+    whole, parts = corpus.batch(number), [corpus.batch(number, rank, ranks) for rank in range(ranks)]
+    for row in range(8):
+        part = parts[row % ranks].tokens[row // ranks]
+        length = min(len(part), whole.tokens.shape[1])
+        assert torch.equal(part[:length], whole.tokens[row, :length])
+        assert not whole.tokens[row, length:].any()
+
+
+_kept: list[Corpus] = []
+
+
+def mixed_once(tokenizer: Tokenizer) -> Corpus:
+    if not _kept:
+        _kept.append(mixed(tokenizer, dict.fromkeys(TASKS, 1.0)))
+    return _kept[0]
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_every_task_is_a_conversation(tokenizer: Tokenizer, task: str) -> None:
+    corpus = mixed_once(tokenizer)
+    album = corpus.groups[0].parts[0].album
+    turns = TASKS[task](album, np.random.default_rng(3))
+    assert len(turns) % 2 == 0
+    assert all(turn.text for turn in turns)
+    sample = encode_conversation(turns, corpus.tokenizer, corpus.vocabulary)
+    shown = sum(len(turn.pictures) for turn in turns)
+    assert sample.tokens.count(corpus.vocabulary.begin_image) == shown
+    assert sample.tokens.count(corpus.vocabulary.separator) == len(turns)
+    assert shown == {"text-to-image": 1, "answer": 1, "describe": 1, "text-only": 0}.get(task, 2)
+    # Learnt are the model's turns, each from its first token to its separator.
+    answers, ends = 0, [i for i, token in enumerate(sample.tokens) if token == corpus.vocabulary.separator]
+    for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        assert set(sample.learnt[begin + 1 : end + 1]) == {number % 2 == 1}
+        answers += number % 2
+    assert answers == len(turns) // 2
+    assert not sample.learnt[0]
+
+
+def test_one_mark_for_each_picture(tokenizer: Tokenizer) -> None:
+    vocabulary = read_vocabulary(tokenizer.to_str())
+    with pytest.raises(InvalidRequest, match="2 marks"):
+        encode_conversation([Turn("<|image|> and <|image|>", ([5],))], for_text(tokenizer), vocabulary)
 
 
 def run(corpus: Corpus, folder: Path, stop: int) -> list[float]:
     torch.set_num_threads(1)
-    stage = Stage(tiny(corpus.vocabulary.size), corpus, Recipe(steps=60, batch=8, rate=3e-3), folder, "stage")
+    stage = Stage(tiny(corpus.vocabulary.size), corpus, Recipe(steps=60, rate=3e-3), folder, "stage")
     stage.resume()
     losses = []
     while stage.step < stop:
@@ -128,23 +193,38 @@ def test_training_learns_and_resumes_alike(corpus: Corpus, tmp_path: Path) -> No
 
 def test_another_recipe_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     run(corpus, tmp_path, 1)
-    recipe = replace(Recipe(steps=60, batch=8, rate=3e-3), seed=1)
+    recipe = replace(Recipe(steps=60, rate=3e-3), seed=1)
     with pytest.raises(ValueError, match="another recipe"):
         Stage(tiny(corpus.vocabulary.size), corpus, recipe, tmp_path, "stage").resume()
 
 
 def test_drawing_without_guidance_follows_the_full_forward(corpus: Corpus) -> None:
     model = tiny(corpus.vocabulary.size).eval()
-    prompts = [corpus.question("a red cube"), corpus.question("a large shiny blue cone on a gray floor")]
-    codes = draw(model, corpus.layout, prompts, Sampling(guidance=1.0, top_k=1), seed=0)
+    prompts = [asked(corpus, "a red cube"), asked(corpus, "a large shiny blue cone on a gray floor")]
+    layout = ImageLayout(64, 64, corpus.vocabulary)
+    codes = draw(model, layout, prompts, Sampling(guidance=1.0, top_k=1), seed=0)
     assert codes.shape == (2, 4, 4)
     low, high = corpus.vocabulary.code_range
     for prompt, picture in zip(prompts, codes, strict=True):
-        image = corpus.layout.encode(picture.numpy())
+        image = layout.encode(picture.numpy())
         logits = model.logits(torch.tensor([prompt + image]))[0]
         for index, token in enumerate(image):
             if low <= token < high:
                 assert int(logits[len(prompt) + index - 1, low:high].argmax()) == token - low
+
+
+def test_answers_in_text_follow_the_full_forward(corpus: Corpus) -> None:
+    model = tiny(corpus.vocabulary.size).eval()
+    prompts = [asked(corpus, "a red cube"), asked(corpus, "what is this")]
+    for prompt, answer in zip(prompts, say(model, prompts, corpus.vocabulary.separator, longest=6), strict=True):
+        assert len(answer) == 6 or corpus.vocabulary.separator not in answer
+        logits = model.logits(torch.tensor([prompt + answer]))[0]
+        for index, token in enumerate(answer):
+            assert int(logits[len(prompt) + index - 1].argmax()) == token
+
+
+def asked(corpus: Corpus, prompt: str) -> list[int]:
+    return encode_prompt(corpus.tokenizer, corpus.vocabulary, "text-to-image", width=64, height=64, prompt=prompt)
 
 
 def test_checkpoint_reads_back(corpus: Corpus, tmp_path: Path) -> None:
@@ -157,4 +237,4 @@ def test_checkpoint_reads_back(corpus: Corpus, tmp_path: Path) -> None:
 
 
 def test_small_decoder_is_small() -> None:
-    assert small_decoder(1003).parameters < 6_000_000
+    assert small_decoder(3000).parameters < 7_000_000

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mgpt_edge.export.vqgan import VQGAN, VQConfig
-from mgpt_edge.finetune.vq import Codebook, VQRecipe, VQTraining, measure, small_vq
+from mgpt_edge.finetune.vq import Codebook, Source, VQRecipe, VQTraining, measure, small_vq
 from mgpt_edge.finetune.world import render, sample_scene
 
 if TYPE_CHECKING:
@@ -129,8 +129,12 @@ def test_codebook_follows_and_restarts() -> None:
     assert table.abs().max() < 1.1
 
 
+def recipe(steps: int) -> VQRecipe:
+    return VQRecipe(config=TINY, steps=steps, batch=4, warmup_steps=6, crop=32)
+
+
 def train(folder: Path, stop: int, resume: bool = False) -> list[float]:
-    training = VQTraining(VQRecipe(config=TINY, steps=40, batch=4, warmup_steps=6), pictures(8), folder)
+    training = VQTraining(recipe(40), [Source(pictures(8))], folder)
     assert training.resume() == resume
     torch.set_num_threads(1)
     records = []
@@ -150,7 +154,7 @@ def test_training_learns_and_resumes_alike(tmp_path: Path) -> None:
 def test_another_recipe_is_refused(tmp_path: Path) -> None:
     train(tmp_path, 1)
     with pytest.raises(ValueError, match="another recipe"):
-        VQTraining(VQRecipe(config=TINY, steps=41, batch=4, warmup_steps=6), pictures(8), tmp_path).resume()
+        VQTraining(recipe(41), [Source(pictures(8))], tmp_path).resume()
 
 
 def test_measure_counts_codes() -> None:

@@ -1,0 +1,85 @@
+"""The trained model at work, in plain PyTorch and many requests at once: for sweeps, scores and sheets of samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mgpt_edge.finetune.conversation import Turn
+from mgpt_edge.finetune.draw import draw, say
+from mgpt_edge.runtime.layout import ImageLayout
+from mgpt_edge.runtime.prompt import TEMPLATES, encode_turn
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from tokenizers import Tokenizer
+
+    from mgpt_edge.export.model import Decoder
+    from mgpt_edge.export.vqgan import VQGAN
+    from mgpt_edge.finetune.draw import Sampling
+    from mgpt_edge.runtime.vocabulary import Vocabulary
+
+SAMPLE_PROMPTS = (
+    "a red sphere on a gray floor",
+    "a large shiny blue cube on a brown floor",
+    "a small green cone on a beige floor",
+    "a yellow cylinder on a black floor",
+    "an orange cone on a gray floor",
+    "a large purple sphere on a beige floor",
+    "a shiny cyan sphere on a black floor",
+    "a white cube on a brown floor",
+    "a red cube to the left of a blue sphere on a gray floor",
+    "a green cylinder to the right of a yellow cone on a brown floor",
+    "a large white sphere behind a small red cone on a beige floor",
+    "an orange cube in front of a cyan cone on a black floor",
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Painter:
+    """A transformer, its VQGAN and its words."""
+
+    model: Decoder
+    vq: VQGAN
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary
+
+    def paint(self, prompts: list[str], width: int, height: int, sampling: Sampling, seed: int) -> NDArray[np.uint8]:
+        """Pictures [n, height, width, 3], one a prompt."""
+        text = TEMPLATES["text-to-image"]
+        asked = [Turn(text.format(width=width, height=height, prompt=prompt)) for prompt in prompts]
+        return self.respond(asked, width, height, sampling, seed)
+
+    def respond(
+        self, asked: list[Turn], width: int, height: int, sampling: Sampling, seed: int, batch: int = 50
+    ) -> NDArray[np.uint8]:
+        """The pictures [n, height, width, 3] that answer questions."""
+        layout, parts = ImageLayout(width, height, self.vocabulary), []
+        for start in range(0, len(asked), batch):
+            prompts = [self._prompt(turn) for turn in asked[start : start + batch]]
+            codes = draw(self.model, layout, prompts, sampling, seed + start)
+            with torch.inference_mode():
+                parts.append(self.vq.decode_pixels(codes).numpy())
+        return np.concatenate(parts)
+
+    def answer(self, asked: list[Turn], batch: int = 50) -> list[str]:
+        """The likeliest answers in text."""
+        answers: list[list[int]] = []
+        for start in range(0, len(asked), batch):
+            prompts = [self._prompt(turn) for turn in asked[start : start + batch]]
+            answers += say(self.model, prompts, self.vocabulary.separator)
+        return self.tokenizer.decode_batch(answers)
+
+    def _prompt(self, turn: Turn) -> list[int]:
+        said = encode_turn(self.tokenizer, turn.text, turn.pictures)
+        return [self.vocabulary.bos, *said, self.vocabulary.separator]
+
+    def sheet(self, width: int, height: int, sampling: Sampling, columns: int = 4, seed: int = 0) -> Image.Image:
+        """The sample prompts' pictures in rows."""
+        pictures = self.paint(list(SAMPLE_PROMPTS), width, height, sampling, seed)
+        rows = [np.concatenate(list(pictures[i : i + columns]), axis=1) for i in range(0, len(pictures), columns)]
+        return Image.fromarray(np.concatenate(rows))

@@ -1,0 +1,139 @@
+"""What the small checkpoint is made of: its pictures, its stages and what each is trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mgpt_edge.finetune.sft import Recipe
+from mgpt_edge.finetune.vq import VQRecipe
+from mgpt_edge.finetune.world import KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class VQPictures:
+    """Square pictures that the VQGAN is trained on, and how often a window is taken from them."""
+
+    side: int
+    kind: str
+    count: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """Tasks whose sequences are about equally long: (task, size) by weight, and sequences a batch."""
+
+    tasks: Mapping[tuple[str, Size], float]
+    batch: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One progressive stage, named by the side of its square pictures."""
+
+    side: int
+    groups: tuple[GroupPlan, ...]
+    recipe: Recipe
+    prompt_drop: float = 0.12
+
+    @property
+    def tasks(self) -> set[tuple[str, Size]]:
+        return {key for group in self.groups for key in group.tasks}
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """Sizes that pictures are drawn at from text alone, the stage's own square first."""
+        drawn = {size for task, size in self.tasks if task == "text-to-image"}
+        return tuple(sorted(drawn, key=lambda size: (size != (self.side, self.side), size)))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that decides what the checkpoint becomes.
+
+    Attributes:
+        albums: Training pictures by size and kind.
+        held_back: Validation pictures of each size and kind.
+        dropout: Of the transformer's residual branches.
+    """
+
+    vq: VQRecipe
+    vq_pictures: tuple[VQPictures, ...]
+    albums: Mapping[Size, Mapping[str, int]]
+    stages: tuple[StagePlan, ...]
+    dropout: float = 0.0
+    held_back: int = 500
+    judge_steps: int = 4000
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            msg = "a plan has at least one stage"
+            raise ValueError(msg)
+        missing = {size for stage in self.stages for _, size in stage.tasks} - set(self.albums)
+        if missing:
+            msg = f"stages name sizes that have no pictures: {sorted(missing)}"
+            raise ValueError(msg)
+
+
+SQUARE_128, SQUARE_192, SQUARE_256, WIDE, HIGH = (128, 128), (192, 192), (256, 256), (256, 128), (128, 256)
+
+
+def default_plan() -> Plan:
+    """What models/mini is made with."""
+    colors = (VQPictures(128, "picture", 6000, 0.38), VQPictures(256, "picture", 3000, 0.30))
+    dense = (VQPictures(side, kind, 1000, 0.04) for side in (128, 256) for kind in KINDS[1:])
+    large = {("text-to-image", SQUARE_256): 5.0}
+    return Plan(
+        vq=VQRecipe(steps=10000),
+        vq_pictures=(*colors, *dense),
+        albums={
+            SQUARE_128: _album(30000, 4000, 6000),
+            SQUARE_192: _album(10000, 2500, 3000),
+            WIDE: {"picture": 4000},
+            HIGH: {"picture": 4000},
+            SQUARE_256: _album(7000, 1000, 1000),
+        },
+        stages=(
+            StagePlan(128, (GroupPlan({("text-to-image", SQUARE_128): 1.0}, batch=32),), Recipe(steps=9000)),
+            StagePlan(192, (_short(1.0), _long(0.3)), Recipe(steps=6000, rate=1.2e-3)),
+            StagePlan(256, (_short(0.3), _long(0.7, large), _longest(0.1)), Recipe(steps=3000, rate=8e-4)),
+        ),
+    )
+
+
+def _album(pictures: int, dense: int, edited: int) -> dict[str, int]:
+    return {"picture": pictures, **dict.fromkeys(KINDS[1:], dense), "edited": edited}
+
+
+def _pictures_of(size: Size) -> dict[tuple[str, Size], float]:
+    """The tasks of which a picture goes in and a picture comes out."""
+    read_off = {(task, size): 0.5 for task in ("depth", "normals", "segmentation")}
+    return (
+        read_off | {(f"from-{kind}", size): 0.4 for kind in ("edges", "depth", "segmentation")} | {("edit", size): 1.0}
+    )
+
+
+def _short(weight: float) -> GroupPlan:
+    """About 170 tokens: middle-sized pictures from text, and small ones with everything that is asked of them."""
+    drawn = {("text-to-image", SQUARE_192): 3.0, ("text-to-image", SQUARE_128): 1.5}
+    drawn |= {("text-to-image", WIDE): 1.5, ("text-to-image", HIGH): 1.5}
+    said = {("answer", SQUARE_128): 2.0, ("describe", SQUARE_128): 0.5, ("text-only", SQUARE_128): 0.3}
+    return GroupPlan(drawn | said | _pictures_of(SQUARE_128), 24, weight)
+
+
+def _long(weight: float, drawn: Mapping[tuple[str, Size], float] | None = None) -> GroupPlan:
+    """About 310 tokens."""
+    return GroupPlan({**(drawn or {}), ("answer", SQUARE_192): 1.0, **_pictures_of(SQUARE_192)}, 12, weight)
+
+
+def _longest(weight: float) -> GroupPlan:
+    """About 570 tokens."""
+    return GroupPlan(_pictures_of(SQUARE_256) | {("answer", SQUARE_256): 1.0}, 6, weight)

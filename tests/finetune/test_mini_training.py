@@ -1,0 +1,83 @@
+"""The whole training of a small checkpoint, smaller still: every stage, every task, every figure, and a restart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from mgpt_edge.export.checkpoint import Checkpoint
+from mgpt_edge.export.vqgan import VQConfig
+from mgpt_edge.finetune import scores
+from mgpt_edge.finetune.draw import Sampling
+from mgpt_edge.finetune.mini import Mini
+from mgpt_edge.finetune.plan import GroupPlan, Plan, StagePlan, VQPictures, default_plan
+from mgpt_edge.finetune.sft import Recipe
+from mgpt_edge.finetune.tasks import TASKS
+from mgpt_edge.finetune.vq import VQRecipe
+from mgpt_edge.finetune.world import KINDS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIZE = (32, 32)
+VQ = VQConfig(
+    channels=8, channel_multipliers=(1, 1, 1, 1, 2), residual_blocks=1, z_channels=8, embed_dim=4, codes=16, groups=4
+)
+PLAN = Plan(
+    vq=VQRecipe(config=VQ, steps=6, batch=2, warmup_steps=3, crop=32),
+    vq_pictures=(VQPictures(32, "picture", 500, 0.7), VQPictures(32, "depth", 500, 0.3)),
+    albums={SIZE: dict.fromkeys((*KINDS, "edited"), 500)},
+    stages=(
+        StagePlan(32, (GroupPlan({("text-to-image", SIZE): 1.0}, 2),), Recipe(steps=2)),
+        StagePlan(64, (GroupPlan({(task, SIZE): 1.0 for task in TASKS}, 4),), Recipe(steps=3)),
+    ),
+    judge_steps=2,
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Mini:
+    torch.set_num_threads(1)
+    mini = Mini(tmp_path_factory.mktemp("mini"), PLAN, processes=1)
+    assert list(mini.train_vq())[-1].keys() == {"step", "psnr_32", "codes_used_32"}
+    records = list(mini.train_stages())
+    assert [record["step"] for record in records if "validation" in record] == [2, 3]
+    return mini
+
+
+def test_a_finished_training_is_not_repeated(trained: Mini) -> None:
+    again = Mini(trained.work, PLAN, processes=1)
+    before = (trained.work / "stage-64.pt").stat().st_mtime_ns
+    assert list(again.train_vq()) == []
+    assert list(again.train_stages()) == []
+    assert (trained.work / "stage-64.pt").stat().st_mtime_ns == before
+
+
+def test_the_checkpoint_is_the_familys(trained: Mini, tmp_path: Path) -> None:
+    trained.write(tmp_path / "checkpoint")
+    read = Checkpoint.open(tmp_path / "checkpoint")
+    stage, model = trained.trained_decoder()
+    assert stage.side == 64
+    assert read.config == model.config
+
+
+def test_every_figure_is_measured(trained: Mini) -> None:
+    sampling = Sampling(guidance=2.0, top_k=10)
+    assert len(list(scores.judge(trained))) == 1
+    assert len(list(scores.drawing(trained, 2, sampling))) == 3
+    names = [name for name, _ in scores.seeing(trained, 2, sampling, 32)]
+    assert names[-1] == "questions"
+    assert len(names) == 8
+
+
+def test_a_plan_without_pictures_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"sizes that have no pictures: \[\(128, 128\)"):
+        replace(default_plan(), albums={})
+
+
+def test_untrained_work_says_what_helps(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="make mini"):
+        _ = Mini(tmp_path, PLAN).vq
