@@ -1,20 +1,22 @@
-"""Flexible Progressive Supervised Finetuning: stages of growing picture size, one loss."""
+"""Supervised fine-tuning: the loss, and one stage of training, alone or as one of several processes."""
 
 from __future__ import annotations
 
 import json
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mgpt_edge.export.config import DecoderConfig
-from mgpt_edge.finetune.conversation import UNLABELLED
+from mgpt_edge.finetune.conversation import UNLABELLED, Batch
 from mgpt_edge.finetune.files import replace_atomically
+from mgpt_edge.finetune.parallel import ALONE, Processes
 from mgpt_edge.finetune.vq import cosine
 
 if TYPE_CHECKING:
@@ -22,7 +24,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mgpt_edge.export.model import Decoder
-    from mgpt_edge.finetune.corpus import Corpus
+
+
+class Corpus(Protocol):
+    """Batches without end."""
+
+    def batch(self, number: int, rank: int = 0, ranks: int = 1) -> Batch:
+        """The share of batch `number` that process `rank` takes; all shares together are the same for any `ranks`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +38,8 @@ class Recipe:
     """How a stage is trained (facts of the family: cross-entropy + 1e-5 z-loss, AdamW 0.9/0.95, clipping).
 
     Attributes:
-        floor: Share of the learning rate that is left at the last step.
+        ramp: Steps in which the learning rate rises to `rate`.
+        floor: Share of the learning rate that is left at the last step; at 1 it is constant.
         average: Of the weights' moving average, which is what a checkpoint gets; 0 is none.
     """
 
@@ -42,6 +51,7 @@ class Recipe:
     clip: float = 1.0
     average: float = 0.998
     seed: int = 0
+    ramp: int = 100
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 <= self.average < 1:
@@ -75,18 +85,40 @@ def initialise(model: Decoder, generator: torch.Generator) -> None:
 
 
 class Stage:
-    """One stage: a model, a corpus and a recipe, resumable from its folder."""
+    """One stage: a model, a corpus and a recipe, resumable from its folder.
 
-    def __init__(self, model: Decoder, corpus: Corpus, recipe: Recipe, folder: Path, name: str) -> None:
+    Args:
+        model: what is trained, those of its parameters that require gradients.
+        corpus: where batches come from.
+        recipe: how it is trained.
+        folder: where `save` writes.
+        name: what the stage's state is called there.
+        processes: those that train together; each calls the same methods at the same time.
+        rows: sequences that go through the model at a time, fewer than a batch take less memory; None: all.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        corpus: Corpus,
+        recipe: Recipe,
+        folder: Path,
+        name: str,
+        processes: Processes = ALONE,
+        rows: int | None = None,
+    ) -> None:
         self.model, self.corpus, self.recipe, self.folder, self.name = model, corpus, recipe, folder, name
-        decayed = [p for p in model.parameters() if p.dim() == 2]
-        others = [p for p in model.parameters() if p.dim() != 2]
+        self.processes, self.rows = processes, rows
+        trained = [p for p in model.parameters() if p.requires_grad]
+        decayed = [p for p in trained if p.dim() == 2]
+        others = [p for p in trained if p.dim() != 2]
         self.optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=recipe.rate,
             betas=(0.9, 0.95),
         )
-        self.average = {name: value.clone() for name, value in model.state_dict().items()}
+        weights = model.state_dict()
+        self.average = {name: value.clone() for name, value in weights.items()} if recipe.average else weights
         self.step = 0
 
     def run(self, save_every_s: float = 180.0) -> Iterator[dict[str, float]]:
@@ -94,31 +126,53 @@ class Stage:
         saved = time.monotonic()
         while self.step < self.recipe.steps:
             yield self.train_step()
-            if time.monotonic() - saved > save_every_s or self.step == self.recipe.steps:
+            due = time.monotonic() - saved > save_every_s or self.step == self.recipe.steps
+            if self.processes.any(due):
                 self.save()
                 saved = time.monotonic()
 
     def train_step(self) -> dict[str, float]:
         """One optimiser step; its batch and its dropout depend on the seed and the step alone."""
         recipe = self.recipe
-        torch.manual_seed(recipe.seed * 1_000_003 + self.step)
-        batch = self.corpus.batch(self.step)
-        rate = recipe.rate * cosine(self.step, recipe.steps, floor=recipe.floor)
+        torch.manual_seed(recipe.seed * 1_000_003 + self.step + (self.processes.rank << 48))
+        rate = recipe.rate * cosine(self.step, recipe.steps, recipe.ramp, recipe.floor)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        entropy, penalty = losses(self.model, batch.tokens, batch.labels)
         self.optimizer.zero_grad(set_to_none=True)
-        (entropy + recipe.z_loss * penalty).backward()
+        tokens, entropy, penalty = self._backward(
+            self.corpus.batch(self.step, self.processes.rank, self.processes.ranks)
+        )
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         self.optimizer.step()
         self.step += 1
         self._follow()
-        return {"step": self.step, "loss": entropy.item(), "z": penalty.item(), "norm": norm.item(), "rate": rate}
+        losses = {"loss": entropy, "z": penalty, "norm": whole(norm).item()}
+        return {"step": self.step, **losses, "rate": rate, "tokens": tokens}
+
+    def _backward(self, batch: Batch) -> tuple[int, float, float]:
+        """Gradients of the mean losses over all processes' labels; gives their number, and the means."""
+        labels = int(self.processes.sum(int((batch.labels != UNLABELLED).sum())))
+        sums = torch.zeros(2, dtype=torch.float64)
+        for tokens, targets in pieces(batch, self.rows or len(batch.tokens)):
+            entropy, penalty = self.objective(tokens.to(self.processes.device), targets.to(self.processes.device))
+            # Processes' gradients are averaged, so each counts its own as often as there are processes.
+            ((entropy + self.recipe.z_loss * penalty) * (self.processes.ranks / labels)).backward()
+            sums += torch.stack((entropy, penalty)).detach().cpu()
+        means = [self.processes.sum(total) / labels for total in sums.tolist()]
+        return labels, means[0], means[1]
+
+    def objective(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy and squared log-partition over the labelled positions of [b, t]."""
+        # The fused attention's backward pass takes twice as long as the plain one on a CPU at these lengths.
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            return summed_losses(self.model, tokens, labels)
 
     @torch.no_grad()
     def _follow(self) -> None:
-        """The average follows faster while it is young."""
+        """The average follows faster while it is young; without one, `average` is the weights themselves."""
+        if not self.recipe.average:
+            return
         keep = min(self.recipe.average, self.step / (self.step + 10))
         for name, value in self.model.state_dict().items():
             self.average[name].lerp_(value, 1 - keep)
@@ -140,28 +194,52 @@ class Stage:
         if not path.exists():
             return False
         state = torch.load(path, weights_only=True)
-        if state["recipe"] != json.dumps(asdict(self.recipe)):
+        if Recipe(**json.loads(state["recipe"])) != self.recipe:
             msg = f"{path} was trained by another recipe; remove it to start again"
             raise ValueError(msg)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average, self.step = state["average"], state["step"]
+        self.step = state["step"]
+        if self.recipe.average:
+            self.average = state["average"]
         return True
 
 
-def losses(model: Decoder, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy and mean squared log-partition over the labelled positions of [b, t]."""
+def summed_losses(model: Decoder, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy and summed squared log-partition over the labelled positions.
+
+    Only these positions reach the head: its logits are the largest tensor of a step.
+
+    Args:
+        model: the decoder.
+        tokens: int64 [b, t].
+        labels: int64 [b, t], UNLABELLED where nothing is learnt.
+    """
     labelled = labels != UNLABELLED
-    # The fused attention's backward pass takes twice as long as the plain one on a CPU at these lengths.
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        logits = model.lm_head(model.hidden(tokens)[labelled])
-    logits = logits.float()
-    return F.cross_entropy(logits, labels[labelled]), logits.logsumexp(-1).square().mean()
+    logits = model.lm_head(model.hidden(tokens)[labelled]).float()
+    return F.cross_entropy(logits, labels[labelled], reduction="sum"), logits.logsumexp(-1).square().sum()
+
+
+def pieces(batch: Batch, rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """A batch's tokens and labels, `rows` sequences at a time, without the padding they have in common."""
+    for start in range(0, len(batch.tokens), rows):
+        labels = batch.labels[start : start + rows]
+        width = int((labels != UNLABELLED).any(0).nonzero().max()) + 1
+        yield batch.tokens[start : start + rows, :width], labels[:, :width]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that processes hold in parts, put together; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.inference_mode()
 def validation_loss(model: Decoder, corpus: Corpus, batches: int = 8) -> float:
     """Mean cross-entropy over a corpus' first batches."""
     model.eval()
-    parts = (corpus.batch(number) for number in range(batches))
-    return sum(losses(model, part.tokens, part.labels)[0].item() for part in parts) / batches
+    total, labels = 0.0, 0
+    for part in (corpus.batch(number) for number in range(batches)):
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            total += summed_losses(model, part.tokens, part.labels)[0].item()
+        labels += int((part.labels != UNLABELLED).sum())
+    return total / labels

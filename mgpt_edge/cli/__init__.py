@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mgpt_edge.cli import bundles, doctor, generate
+from mgpt_edge.cli import bundles, doctor, finetune, generate
 from mgpt_edge.runtime.errors import CompatibilityWarning, InvalidRequest, MgptError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 for verb in (generate.generate, bundles.export, bundles.inspect, bundles.verify, bundles.estimate, doctor.doctor):
     app.command()(verb)
+app.add_typer(finetune.app, name="finetune")
 
 # Newer releases of typer carry a click of their own: the base class is reached through what both export.
 UsageError: type[Exception] = typer.BadParameter.__base__
