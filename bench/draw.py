@@ -17,7 +17,7 @@ import typer
 
 import mgpt_edge
 from mgpt_edge.runtime import memory
-from mgpt_edge.runtime.model import Picture
+from mgpt_edge.runtime.answer import Picture
 
 PROMPT = "a red sphere on a gray floor"
 

@@ -20,6 +20,7 @@ import yaml
 
 from mgpt_edge.bench.random_tokenizer import FAMILY_RESERVED, family_tokenizer
 from mgpt_edge.export.config import DecoderConfig
+from mgpt_edge.export.defaults import FAMILY
 from mgpt_edge.export.vqfiles import vq_shapes
 from mgpt_edge.export.vqgan import VQConfig
 
@@ -113,7 +114,8 @@ def write_checkpoint(
     tokenizer = family_tokenizer(codes, FAMILY_RESERVED, FAMILY_VOCABULARY) if large else family_tokenizer(codes)
     _write(folder / "config.json", [json.dumps(config_json(config, dtype), indent=1).encode()])
     _write(folder / "tokenizer.json", [tokenizer.encode()])
-    _write(folder / "mgpt.json", [json.dumps({"name": folder.name, "target_size": shape.target_size}).encode()])
+    says = {"name": folder.name, "target_size": shape.target_size, "tasks": {task: {} for task in FAMILY}}
+    _write(folder / "mgpt.json", [json.dumps(says).encode()])
     plan = [(f, sizes, dtype) for f, sizes in _shards(config.shapes(), dtype.itemsize, shard_bytes).items()]
     if len(plan) > 1:
         _write(folder / "model.safetensors.index.json", [_index(plan, dtype.itemsize)])

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from mgpt_edge.export.shards import read_json
 from mgpt_edge.runtime.errors import CheckpointError
+from mgpt_edge.runtime.prompt import TEMPLATES
 
 SOURCE = "mgpt.json"
+SAMPLING = ("guidance", "top_k", "text_top_k", "temperature")
+
+# What the family's own demos change for a task; the rest is the checkpoint's. "No edit." wants guidance above 3 and
+# top-k from 2000 (its maintainers, issue 25), which the family's defaults are.
+_READ_OFF = {"guidance": 1.0, "top_k": 200}
+FAMILY: dict[str, dict[str, float]] = {
+    **dict.fromkeys(TEMPLATES, _READ_OFF),
+    "text-to-image": {},
+    "reconstruct": {},
+    "describe": {},
+    "chat": {"guidance": 1.0, "text_top_k": 5},
+}
 
 # Target size in pixels of the public checkpoints, by the last part of the repository's name.
 TARGET_SIZES = {
@@ -24,6 +37,10 @@ TARGET_SIZES = {
     "Chameleon_7B_mGPT": 512,
     "Chameleon_34B_mGPT": 512,
 }
+
+# FP-SFT checkpoints were trained on captions and questions too, in either direction.
+FLEXIBLE_TASKS = ("text-to-image", "describe", "chat")
+OMNI = "Lumina-mGPT-7B-768-Omni"
 
 # Public checkpoints of the family that cannot be exported, and why: said before gigabytes are fetched.
 UNSUPPORTED = {
@@ -47,6 +64,7 @@ class Defaults:
         temperature: of both modes.
         text_top_k: candidates at a text token.
         sizes: (width, height) pairs it was trained for; empty means the crop list of `target_size`.
+        tasks: what it was trained for, each with the settings that differ from the family's (`FAMILY`).
 
     Raises:
         CheckpointError: a value is of the wrong type or out of range.
@@ -59,6 +77,7 @@ class Defaults:
     temperature: float = 1.0
     text_top_k: int = 10
     sizes: tuple[tuple[int, int], ...] = ()
+    tasks: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._check("name", "a name", isinstance(self.name, str) and self.name != "")
@@ -71,6 +90,17 @@ class Defaults:
             self._check(key, "a whole number from 1", type(value) is int and value >= 1)
         pairs = all(isinstance(size, tuple) and len(size) == 2 and all(map(_is_side, size)) for size in self.sizes)
         self._check("sizes", "pairs [width, height] of multiples of 32 pixels", pairs)
+        self._check("tasks", "an object from tasks to their settings", _are_settings(self.tasks))
+        for task, settings in self.tasks.items():
+            if task not in FAMILY:
+                msg = f"{SOURCE}: unknown task {task!r}; known: {', '.join(FAMILY)}"
+                raise CheckpointError(msg)
+            replace(self, tasks={}, **settings)  # checks them
+
+    def sampling(self, task: str) -> dict[str, float]:
+        """Guidance, top-k, text top-k and temperature of a task: the checkpoint's own, else the family's."""
+        base = {key: getattr(self, key) for key in SAMPLING}
+        return base | FAMILY[task] | self.tasks.get(task, {})
 
     def _check(self, key: str, expected: str, holds: bool) -> None:
         if not holds:
@@ -80,10 +110,12 @@ class Defaults:
     @classmethod
     def find(cls, folder: Path, source: str) -> Defaults:
         """Reads `mgpt.json` in `folder`; without it, what is known of the repository or folder called `source`."""
-        if (folder / SOURCE).is_file():
-            return cls.from_json(read_json(folder / SOURCE), fallback_name=_last(source))
         known = known_name(source, TARGET_SIZES)
-        return cls(name=known or _last(source), target_size=TARGET_SIZES[known] if known else None)
+        if (folder / SOURCE).is_file():
+            found = cls.from_json(read_json(folder / SOURCE), fallback_name=_last(source))
+        else:
+            found = cls(name=known or _last(source), target_size=TARGET_SIZES[known] if known else None)
+        return found if found.tasks else replace(found, tasks={task: {} for task in trained_tasks(known)})
 
     @classmethod
     def from_json(cls, values: dict[str, Any], fallback_name: str) -> Defaults:
@@ -107,6 +139,19 @@ def known_name(source: str, names: dict[str, Any]) -> str | None:
     parts = source.replace("\\", "/").replace("--", "/").lower().split("/")
     by_lower = {name.lower(): name for name in names}
     return next((by_lower[part] for part in reversed(parts) if part in by_lower), None)
+
+
+def trained_tasks(known: str | None) -> tuple[str, ...]:
+    """Tasks of a public checkpoint; one that nobody knows draws, and its `mgpt.json` may say more."""
+    if known == OMNI:
+        return tuple(FAMILY)
+    return FLEXIBLE_TASKS if known else ("text-to-image",)
+
+
+def _are_settings(tasks: object) -> bool:
+    if not isinstance(tasks, dict):
+        return False
+    return all(isinstance(settings, dict) and settings.keys() <= set(SAMPLING) for settings in tasks.values())
 
 
 def _last(source: str) -> str:

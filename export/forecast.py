@@ -30,6 +30,7 @@ def describe(
 ) -> m.Manifest:
     """The manifest of a bundle made of `files`."""
     config, defaults, vq = checkpoint.config, checkpoint.defaults, checkpoint.vq
+    tasks = {task: m.Defaults(**defaults.sampling(task)) for task in defaults.tasks}
     return m.Manifest(
         schema=m.SCHEMA,
         name=defaults.name,
@@ -57,6 +58,7 @@ def describe(
             text_top_k=defaults.text_top_k,
             temperature=defaults.temperature,
         ),
+        tasks=tasks,
         files=files,
         created={
             "checkpoint": checkpoint.fingerprint(),

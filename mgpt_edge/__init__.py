@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
+from mgpt_edge.runtime.answer import Answer, Event, Picture, Preview, Text
 from mgpt_edge.runtime.bundle import Bundle, default_bundle
-from mgpt_edge.runtime.decode import FinishedRow
+from mgpt_edge.runtime.chat import Chat
+from mgpt_edge.runtime.decode import End, FinishedRow
 from mgpt_edge.runtime.errors import (
     BundleError,
     CheckpointError,
     CompatibilityWarning,
     IncompatibleEngine,
+    IncompleteAnswer,
     InvalidRequest,
     MgptError,
     NumericalError,
@@ -25,21 +28,25 @@ from mgpt_edge.runtime.errors import (
 )
 from mgpt_edge.runtime.layout import ImageLayout, buckets
 from mgpt_edge.runtime.metadata import save
-from mgpt_edge.runtime.model import Event, Model, Picture, Preview, load
+from mgpt_edge.runtime.model import Model, load
 from mgpt_edge.runtime.request import Request
 from mgpt_edge.runtime.vocabulary import Vocabulary
 
 __version__ = version("mgpt-edge")
 
 __all__ = [
+    "Answer",
     "Bundle",
     "BundleError",
+    "Chat",
     "CheckpointError",
     "CompatibilityWarning",
+    "End",
     "Event",
     "FinishedRow",
     "ImageLayout",
     "IncompatibleEngine",
+    "IncompleteAnswer",
     "InvalidRequest",
     "MgptError",
     "Model",
@@ -48,6 +55,7 @@ __all__ = [
     "Picture",
     "Preview",
     "Request",
+    "Text",
     "Vocabulary",
     "__version__",
     "buckets",

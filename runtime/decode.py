@@ -1,4 +1,4 @@
-"""The one loop that turns a prompt into pictures; everything else iterates it."""
+"""The one loop that turns a prompt into an answer, words or pictures; everything else iterates it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mgpt_edge.runtime.errors import IncompleteAnswer
+from mgpt_edge.runtime.grammar import Grammar
 from mgpt_edge.runtime.sampling import Sampler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     from mgpt_edge.runtime.engines.base import Rows
-    from mgpt_edge.runtime.layout import ImageLayout
+    from mgpt_edge.runtime.grammar import Form, Mode
     from mgpt_edge.runtime.request import Request
+
+    Logits = tuple[NDArray[np.float32], NDArray[np.float32] | None]
+    """Of the conditional row and, where guided, of the unconditional one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +32,7 @@ class FinishedRow:
         picture: which picture of the request.
         row: which of its rows, from 0.
         tokens: the picture's tokens so far, from begin-of-image.
-        passes: passes of the engine this row took.
+        passes: passes of the engine since the row before.
         seconds: time since the row before.
     """
 
@@ -38,43 +43,156 @@ class FinishedRow:
     seconds: float
 
 
-def decode(rows: Rows, prompt: Sequence[int], layout: ImageLayout, request: Request) -> Iterator[FinishedRow]:
-    """Draws `request.count` pictures one after another, each from the same prompt with a seed of its own.
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A token of text."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The answer is over.
+
+    Args:
+        tokens: all of it.
+        unfed: its last tokens, whose K/V nobody has needed yet: a next turn feeds them first.
+        prefilled: tokens of the prompt that were computed for it.
+        passes: passes of the engine.
+        complete: whether the model ended it; otherwise it was cut at its limit.
+    """
+
+    tokens: tuple[int, ...]
+    unfed: tuple[int, ...]
+    prefilled: int
+    passes: int
+    complete: bool
+
+
+Step = FinishedRow | Word | End
+
+
+def decode(rows: Rows, prompt: Sequence[int], form: Form, request: Request) -> Iterator[Step]:
+    """Answers the prompt `request.count` times, each time with a seed of its own.
 
     Forced tokens are never sampled: they are fed together with the token before them. The prompt is
-    computed once; every further picture rolls the rows back to its end.
+    computed once; every further answer rolls the rows back to its end.
+
+    Args:
+        rows: with room for the prompt and an answer; what they hold already comes before the prompt.
+        prompt: new tokens, up to the separator after which the model answers.
+        form: of each answer.
+        request: how to sample.
+
+    Raises:
+        IncompleteAnswer: the limit was reached within a picture, or one was announced that is longer.
     """
-    guided = request.guidance != 1
-    opening = list(layout.grid)
-    first = rows.forward(([*prompt, *opening], opening if guided else ()), "image").copy()
+    offset = rows.lengths[0] + len(prompt)
+    feed = _Feed(rows, guided=request.guidance != 1)
+    feed.cond += prompt
+    opening = Grammar(form)
+    while not opening.done and _width(opening.interval()) == 1:
+        opening.push(opening.interval()[0])
+        feed.push(opening)
+    cond, uncond = feed.forward(opening.mode)
+    first = cond.copy(), None if uncond is None else uncond.copy()
     mark = rows.lengths
-    for picture in range(request.count):
+    for number in range(request.count):
         rows.rollback(mark)
-        yield from _decode_picture(rows, first, len(prompt), layout, request, picture)
+        feed = _Feed(rows, guided=request.guidance != 1)
+        grammar = yield from _answer(feed, first, len(opening.tokens), form, request, offset, number)
+        yield End(tuple(grammar.tokens), tuple(feed.cond), len(prompt), feed.passes + 1, grammar.done)
 
 
-def _decode_picture(
-    rows: Rows, logits: NDArray[np.float32], offset: int, layout: ImageLayout, request: Request, picture: int
-) -> Iterator[FinishedRow]:
-    guided = request.guidance != 1
-    sampler = Sampler(request.guidance, request.top_k, request.temperature, request.seed + picture)
-    tokens = list(layout.grid)
-    pending: list[int] = []
+def _answer(
+    feed: _Feed, logits: Logits, fed: int, form: Form, request: Request, offset: int, number: int
+) -> Generator[FinishedRow | Word, None, Grammar]:
+    """One answer, whose first `fed` tokens are in the rows already and gave the logits."""
+    v = form.vocabulary
+    samplers = _samplers(request, number)
+    grammar = Grammar(form)
     passes, started = 0, time.perf_counter()
-    for index in range(len(tokens), len(layout)):
-        token = layout.forced(index)
-        if token is None:
-            if pending:
-                logits = rows.forward((pending, pending if guided else ()), "image")
-                passes += 1
-            low, high = layout.interval(index)
-            cond, uncond = logits[0], logits[1] if guided else None
-            token = sampler(cond, uncond, low, low, high, offset + index)
-            pending = []
-        tokens.append(token)
-        pending.append(token)
-        if token == layout.vocabulary.end_row:
-            now = time.perf_counter()
-            row = (index - 3) // (layout.columns + 1)
-            yield FinishedRow(picture, row, tuple(tokens), passes, now - started)
-            passes, started = 0, now
+    while not grammar.done and len(grammar.tokens) < form.limit:
+        mode, (low, high) = grammar.mode, grammar.interval()
+        token = low
+        if high - low > 1:
+            if feed.cond:
+                logits = feed.forward(mode)
+            first_id = v.first_code if mode == "code" else 0
+            token = samplers[mode](*logits, first_id, low, high, offset + len(grammar.tokens))
+        grammar.push(token)
+        if len(grammar.tokens) > fed:
+            feed.push(grammar)
+        if mode == "code" and token == v.end_row and grammar.layout is not None:
+            now, drawn = time.perf_counter(), grammar.open_picture()
+            row = (len(drawn) - 3) // (grammar.layout.columns + 1) - 1
+            yield FinishedRow(number + grammar.pictures, row, drawn, feed.passes - passes, now - started)
+            passes, started = feed.passes, now
+        elif mode == "grid" and grammar.layout is not None and len(grammar.layout) > form.limit:
+            raise IncompleteAnswer(_too_large(grammar.layout.width, grammar.layout.height, len(grammar.layout), form))
+        elif mode == "text" and token not in {v.begin_image, v.separator}:
+            yield Word(token)
+    if grammar.start is not None:
+        raise IncompleteAnswer(_cut_off(grammar, form), grammar.open_picture())
+    return grammar
+
+
+class _Feed:
+    """Tokens that wait for the next pass of each row.
+
+    The unconditional row sees the open picture only, and only where codes are drawn: it begins with the
+    picture, and waits through the passes for its height and width.
+    """
+
+    def __init__(self, rows: Rows, *, guided: bool) -> None:
+        self.rows = rows
+        self.guided = guided
+        self.cond: list[int] = []
+        self.uncond: list[int] = []
+        self.passes = 0
+
+    def push(self, grammar: Grammar) -> None:
+        """The answer's newest token waits."""
+        token = grammar.tokens[-1]
+        self.cond.append(token)
+        if self.guided and grammar.start is not None:
+            if grammar.start == len(grammar.tokens) - 1:
+                self.rows.rollback((self.rows.lengths[0], 0))
+                self.uncond.clear()
+            self.uncond.append(token)
+
+    def forward(self, mode: Mode) -> Logits:
+        guided = self.guided and mode == "code"
+        logits = self.rows.forward((self.cond, self.uncond if guided else ()), "image" if mode == "code" else "text")
+        self.passes += 1
+        self.cond.clear()
+        if not guided:
+            return logits[0], None
+        self.uncond.clear()
+        return logits[0], logits[1]
+
+
+def _samplers(request: Request, number: int) -> dict[Mode, Sampler]:
+    temperature, seed = request.temperature, request.seed + number
+    return {
+        "text": Sampler(1.0, request.text_top_k, temperature, seed),
+        "grid": Sampler(1.0, request.top_k, temperature, seed),
+        "code": Sampler(request.guidance, request.top_k, temperature, seed),
+    }
+
+
+def _width(interval: tuple[int, int]) -> int:
+    return interval[1] - interval[0]
+
+
+def _too_large(width: int, height: int, tokens: int, form: Form) -> str:
+    return (
+        f"the model announced a picture of {width}x{height}, which takes {tokens} tokens, {tokens - form.limit} more "
+        f"than this answer may have; ask for a size, or for more with max_tokens"
+    )
+
+
+def _cut_off(grammar: Grammar, form: Form) -> str:
+    layout = grammar.layout
+    what = "before its size" if layout is None else f"after {len(grammar.open_picture())} of {len(layout)} tokens"
+    return f"the answer ended within a picture, {what}: {form.limit} tokens is all it may have; give it more"

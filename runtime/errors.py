@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL import Image
+
+    from mgpt_edge.runtime.answer import Answer
+
 
 class MgptError(Exception):
     """Base of all errors that a caller can cause or must handle; the message names what helps."""
@@ -43,6 +52,24 @@ class NumericalError(MgptError, ArithmeticError):
     """The model gave NaN, or left no token to choose from."""
 
     exit_code = 7
+
+
+class IncompleteAnswer(MgptError):
+    """The model's answer broke off within a picture, or announced one that can't be.
+
+    Attributes:
+        tokens: of the open picture, from begin-of-image.
+        image: its finished rows on black, where there are any.
+        answer: all of the answer so far, the partial picture last; None where the caller streams.
+    """
+
+    exit_code = 8
+
+    def __init__(self, message: str, tokens: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.tokens = tuple(tokens)
+        self.image: Image.Image | None = None
+        self.answer: Answer | None = None
 
 
 class CompatibilityWarning(UserWarning):

@@ -55,6 +55,16 @@ class ImageLayout:
             )
             raise InvalidRequest(msg)
 
+    @classmethod
+    def of_grid(cls, height: int, width: int, vocabulary: Vocabulary, stride: int) -> ImageLayout:
+        """The layout that a picture's two grid tokens announce.
+
+        Raises:
+            InvalidRequest: a token that is no grid token, or no picture of that size.
+        """
+        wide, high = (GRID_PIXELS * (token - vocabulary.first_grid) for token in (width, height))
+        return cls(wide, high, vocabulary, stride)
+
     @property
     def rows(self) -> int:
         return self.height // self.stride

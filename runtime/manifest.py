@@ -11,7 +11,7 @@ from mgpt_edge.runtime.errors import BundleError
 from mgpt_edge.runtime.layout import buckets
 from mgpt_edge.runtime.vocabulary import Vocabulary
 
-SCHEMA = 1
+SCHEMA = 2
 T = TypeVar("T")
 
 
@@ -46,7 +46,7 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """What a request that does not say otherwise is drawn with."""
+    """What a request that does not say otherwise is answered with."""
 
     guidance: float
     top_k: int
@@ -64,6 +64,7 @@ class FileEntry:
 class Manifest:
     """One checkpoint in one precision for one engine.
 
+    `tasks` are what the checkpoint was trained for, each with its defaults; schema 1 knew text-to-image only.
     `width_invariant` was measured at export: a token's logits have the same bits in a pass of any width.
     `created` says with what and from what, for people; nothing is decided by it.
     """
@@ -78,6 +79,7 @@ class Manifest:
     pictures: Pictures
     defaults: Defaults
     files: dict[str, FileEntry]
+    tasks: dict[str, Defaults] = field(default_factory=dict)
     created: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -97,37 +99,42 @@ class Manifest:
                 "upgrade it (pip install -U mgpt-edge) or export the checkpoint again (mgpt export)"
             )
             raise BundleError(msg)
-        nested = {
+        nested: dict[str, Any] = {
             "vocabulary": _read(Vocabulary, data, "vocabulary"),
             "dimensions": _read(Dimensions, data, "dimensions"),
             "pictures": _read(Pictures, data, "pictures"),
             "defaults": _read(Defaults, data, "defaults"),
             "files": {name: _read(FileEntry, data["files"], name) for name in _dict(data, "files")},
         }
+        nested["tasks"] = {"text-to-image": nested["defaults"]}
+        if "tasks" in data:
+            nested["tasks"] = {name: _read(Defaults, data["tasks"], name) for name in _dict(data, "tasks")}
         manifest = _construct(cls, {**data, **nested}, "manifest.json")
         manifest.check()
         return manifest
 
     def check(self) -> None:
         """Ranges that a hostile or damaged file could leave."""
-        d, p, s = self.dimensions, self.pictures, self.defaults
+        d, p = self.dimensions, self.pictures
         _whole("dimensions", d.layers, d.hidden_size, d.heads, d.kv_heads, d.head_dim)
         _whole("pictures", p.stride, p.channels, p.target_size, *(side for size in p.sizes for side in size))
-        _whole("defaults", s.top_k, s.text_top_k)
+        for s in (self.defaults, *self.tasks.values()):
+            _whole("defaults", s.top_k, s.text_top_k)
+            _finite(s.guidance, s.temperature)
+        _finite(d.rope_theta)
         if not (d.heads % d.kv_heads == 0 and d.head_dim % 2 == 0 and p.stride in {8, 16}):
             msg = f"manifest.json: dimensions contradict each other: {d}, {p}"
             raise BundleError(msg)
-        for value in (s.guidance, s.temperature, d.rope_theta):
-            if not 0 <= value < math.inf:
-                msg = f"manifest.json: expected a finite number from 0, got {value!r}"
-                raise BundleError(msg)
         for name in self.files:
             if name != name.strip("./\\") or "/" in name or "\\" in name or name == "manifest.json":
                 msg = f"manifest.json: file name {name!r} would lie outside the bundle"
                 raise BundleError(msg)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        data = asdict(self)
+        if self.schema == 1:
+            del data["tasks"]  # as in the file, so that a bundle keeps its name, the hash over this
+        return data
 
     @property
     def weight_bytes(self) -> int:
@@ -184,4 +191,11 @@ def _whole(where: str, *values: object) -> None:
     for value in values:
         if type(value) is not int or not 1 <= value < 1 << 31:
             msg = f"manifest.json: {where}: expected whole numbers from 1, got {value!r}"
+            raise BundleError(msg)
+
+
+def _finite(*values: float) -> None:
+    for value in values:
+        if not 0 <= value < math.inf:
+            msg = f"manifest.json: expected a finite number from 0, got {value!r}"
             raise BundleError(msg)

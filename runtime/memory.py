@@ -35,35 +35,39 @@ class Estimate:
         return {**asdict(self), "process_bytes": PROCESS_BYTES, "total_bytes": self.total_bytes}
 
 
-def estimate(manifest: Manifest, layout: ImageLayout, capacities: tuple[int, int]) -> Estimate:
-    """What drawing one picture takes.
+def estimate(
+    manifest: Manifest, layout: ImageLayout, capacities: tuple[int, int], prompt: int, *, reads: bool = False
+) -> Estimate:
+    """What an answer with pictures takes.
 
     Args:
         manifest: of the bundle.
-        layout: of the picture.
+        layout: of a picture.
         capacities: tokens of the conditional and the unconditional row.
+        prompt: tokens computed in one pass.
+        reads: whether pictures go in, too.
     """
     d = manifest.dimensions
-    per_token = 2 * d.layers * d.kv_heads * d.head_dim * 4
     tables = max(capacities) * d.head_dim * 4
-    prefill = capacities[0] - len(layout) + 8
-    vq = sum(entry.bytes for name, entry in manifest.files.items() if name.startswith("vq_decoder"))
+    graphs = ("vq_decoder", "vq_encoder") if reads else "vq_decoder"
+    vq = sum(entry.bytes for name, entry in manifest.files.items() if name.startswith(graphs))
     return Estimate(
         weights_bytes=manifest.weight_bytes,
-        cache_bytes=per_token * (sum(capacities) + 2) + tables,
-        workspace_bytes=prefill * d.hidden_size * 4 * 24 + 2 * manifest.vocabulary.codes * 4,
+        cache_bytes=_token_bytes(manifest) * (sum(capacities) + 2) + tables,
+        workspace_bytes=(prompt + 8) * d.hidden_size * 4 * 24 + 2 * manifest.vocabulary.codes * 4,
         vq_bytes=vq + layout.width * layout.height * manifest.pictures.channels * VQ_BYTES_PER_PIXEL_CHANNEL,
     )
 
 
-def check(manifest: Manifest, layout: ImageLayout, capacities: tuple[int, int]) -> None:
-    """Compares what a picture needs beyond the loaded weights with what is free now.
+def check(
+    manifest: Manifest, layout: ImageLayout, capacities: tuple[int, int], prompt: int, *, reads: bool = False
+) -> None:
+    """Compares what an answer needs beyond the loaded weights with what is free now.
 
     Raises:
         OutOfMemory: it does not fit; names both numbers and what would fit.
     """
-    need = estimate(manifest, layout, capacities)
-    more = need.total_bytes - need.weights_bytes - PROCESS_BYTES
+    more = _beyond_weights(estimate(manifest, layout, capacities, prompt, reads=reads))
     free = available_bytes()
     if more > free:
         msg = (
@@ -73,10 +77,25 @@ def check(manifest: Manifest, layout: ImageLayout, capacities: tuple[int, int]) 
         raise OutOfMemory(msg)
 
 
+def tokens_that_fit(manifest: Manifest, layout: ImageLayout, prompt: int, rows: int) -> int:
+    """Tokens that `rows` rows can hold beyond the prompt, in the memory that is free now."""
+    fixed = _beyond_weights(estimate(manifest, layout, (prompt, 0), prompt, reads=True))
+    return max(available_bytes() - fixed, 0) // (_token_bytes(manifest) * rows)
+
+
+def _token_bytes(manifest: Manifest) -> int:
+    d = manifest.dimensions
+    return 2 * d.layers * d.kv_heads * d.head_dim * 4
+
+
+def _beyond_weights(need: Estimate) -> int:
+    return need.total_bytes - need.weights_bytes - PROCESS_BYTES
+
+
 def forecast(manifest: Manifest, size: tuple[int, int]) -> Estimate:
     """`estimate` for a picture of `size` (width, height) with a prompt of usual length, guided."""
     layout = ImageLayout(*size, manifest.vocabulary, manifest.pictures.stride)
-    return estimate(manifest, layout, (USUAL_PROMPT_TOKENS + len(layout), len(layout)))
+    return estimate(manifest, layout, (USUAL_PROMPT_TOKENS + len(layout), len(layout)), USUAL_PROMPT_TOKENS)
 
 
 def what_would_fit(manifests: list[Manifest], size: tuple[int, int], free_bytes: int) -> str:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 KEY = "mgpt"
 """Text chunk of the PNG, and key of `image.info`: a JSON object."""
+DRAWN_FROM = ("prompt", "size", "guidance", "top_k", "temperature")
+"""The settings that, with a seed, say what a picture of text-to-image is."""
 
 
 def save(image: Image.Image, path: str | PathLike[str]) -> None:
@@ -66,3 +68,16 @@ def read(path: str | PathLike[str]) -> dict[str, Any]:
         msg = f"{path}: its '{KEY}' text must be an object, got {type(data).__name__}"
         raise InvalidRequest(msg)
     return data
+
+
+def settings_of(image: Image.Image) -> dict[str, Any]:
+    """What an image says of the text-to-image request it was drawn from; nothing where it says nothing of use."""
+    info = image.info.get(KEY)
+    if isinstance(info, str):  # read from a file
+        try:
+            info = json.loads(info)
+        except (ValueError, RecursionError):
+            return {}
+    if not isinstance(info, dict) or info.get("task", "text-to-image") != "text-to-image":
+        return {}
+    return {name: info[name] for name in DRAWN_FROM if name in info}

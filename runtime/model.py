@@ -1,54 +1,38 @@
-"""The face of the runtime: a loaded bundle that draws."""
+"""The face of the runtime: a loaded bundle that draws, looks and answers."""
 
 from __future__ import annotations
 
-import platform
 import secrets
-import time
 import warnings
-from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
 from tokenizers import Tokenizer
 
-from mgpt_edge.runtime import memory
+from mgpt_edge.runtime import memory, metadata
+from mgpt_edge.runtime.answer import Answer
 from mgpt_edge.runtime.bundle import Bundle, default_bundle
-from mgpt_edge.runtime.decode import FinishedRow, decode
+from mgpt_edge.runtime.chat import Chat
+from mgpt_edge.runtime.decode import decode
 from mgpt_edge.runtime.engines.ort import OrtEngine
-from mgpt_edge.runtime.errors import CompatibilityWarning, IncompatibleEngine
-from mgpt_edge.runtime.layout import ImageLayout, nearest_bucket
-from mgpt_edge.runtime.metadata import KEY
-from mgpt_edge.runtime.prompt import encode_prompt
-from mgpt_edge.runtime.request import Request
+from mgpt_edge.runtime.errors import CompatibilityWarning, IncompatibleEngine, InvalidRequest
+from mgpt_edge.runtime.job import Intake
+from mgpt_edge.runtime.layout import nearest_bucket
+from mgpt_edge.runtime.pictures import open_picture, several
+from mgpt_edge.runtime.presenter import Presenter
+from mgpt_edge.runtime.prompt import CONVERSATIONS
+from mgpt_edge.runtime.request import Request, check_task
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
+    from PIL import Image
 
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """The rows of a picture finished so far, decoded; `seconds` is what the preview itself cost."""
-
-    picture: int
-    image: Image.Image
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A finished picture; `image.info["mgpt"]` says how it was drawn. `seconds` is the time of its VQ decoding."""
-
-    picture: int
-    image: Image.Image
-    tokens: tuple[int, ...]
-    seconds: float
-
-
-Event = FinishedRow | Preview | Picture
+    from mgpt_edge.runtime.answer import Event
+    from mgpt_edge.runtime.job import Job
+    from mgpt_edge.runtime.layout import ImageLayout
+    from mgpt_edge.runtime.pictures import PictureSource
 
 
 def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> Model:
@@ -65,13 +49,12 @@ def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = No
     return Model(Bundle.open(default_bundle() if path is None else path), threads=threads)
 
 
-@cache
-def _version() -> str:
-    return version("mgpt-edge")
-
-
 class Model:
-    """A bundle ready to draw. Threads may share it; every stream has a cache of its own."""
+    """A bundle ready to answer. Threads may share it; every stream has a cache of its own.
+
+    Every method takes the settings of `Request` as keywords; their defaults stand in the bundle's manifest, for
+    each task. The same seed gives the same answer; a random one is taken unless given.
+    """
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         manifest = bundle.manifest
@@ -82,109 +65,204 @@ class Model:
         self.manifest = manifest
         self.engine = OrtEngine(bundle, threads or memory.physical_cores())
         self.tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer.json")))
+        self.intake = Intake(manifest, self.engine, self.tokenizer)
+        self.presenter = Presenter(bundle, self.engine, self.tokenizer)
 
-    def generate(self, prompt: str, *, seed: int | None = None, **settings: Any) -> Image.Image | list[Image.Image]:
+    def generate(
+        self, prompt: str | Sequence[str], *, seed: int | None = None, **settings: Any
+    ) -> Image.Image | list[Image.Image]:
         """Draws what the prompt says.
 
         Args:
-            prompt: what the picture shows.
-            seed: 0 to 2^64 - 1; the same seed gives the same picture. A random one unless given.
-            settings: `size=(width, height)`, `guidance`, `top_k`, `temperature` and `count`, as in
-                `Request`; their defaults stand in the bundle's manifest.
+            prompt: what the picture shows; a list of them shares one cache.
+            seed: 0 to 2^64 - 1.
+            settings: such as `size=(width, height)`, `guidance`, `top_k`, `temperature` and `count`.
 
         Returns:
-            An RGB image, or with `count` a list of them, picture i drawn with `seed + i`. How it was drawn
-            stands in `image.info["mgpt"]`; `mgpt_edge.save` keeps that in the file.
+            An RGB image, or with `count` or several prompts a list of them, one prompt's after another's, picture i
+            drawn with `seed + i`. How it was drawn stands in `image.info["mgpt"]`; `mgpt_edge.save` keeps that in
+            the file.
 
         Raises:
             InvalidRequest: a setting out of range or unknown.
             OutOfMemory: the picture needs more memory than the machine has.
         """
-        events = self.stream(prompt, seed=seed, **settings)
-        images = [event.image for event in events if isinstance(event, Picture)]
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        first = self.request(prompts[0] if prompts else "", seed=seed, **settings)
+        requests = [
+            replace(first, prompt=text, seed=first.seed + number * first.count) for number, text in enumerate(prompts)
+        ]
+        images = Answer.of(self._run([self.prepare(request) for request in requests])).images
+        return images[0] if isinstance(prompt, str) and "count" not in settings else images
+
+    def redraw(
+        self,
+        image: PictureSource,
+        prompt: str | None = None,
+        *,
+        keep_rows: Iterable[int] = (),
+        seed: int | None = None,
+        **settings: Any,
+    ) -> Image.Image:
+        """A variation of a picture: other noise, and some of its rows as they are.
+
+        Args:
+            image: drawn by `generate`, or any other.
+            prompt: the one it was drawn from, unless given; its settings are used, too.
+            keep_rows: rows of codes that stay, from 0 at the top. They pass through the VQ encoder once; what is
+                drawn follows what stands above it.
+            seed: of the noise.
+            settings: as in `generate`.
+
+        Raises:
+            InvalidRequest: no prompt is given or known, or no such row.
+        """
+        picture = open_picture(image)
+        known = metadata.settings_of(picture)
+        request = self.request(prompt or known.pop("prompt", ""), seed=seed, **{**known, **settings})
+        events = self.draw(request, keep=picture, keep_rows=keep_rows)
+        return Answer.of(events).images[0]
+
+    def transform(
+        self, image: PictureSource, task: str, instruction: str | None = None, **settings: Any
+    ) -> Image.Image | list[Image.Image]:
+        """Answers a picture with a picture.
+
+        Args:
+            image: a path or a Pillow image.
+            task: depth, normals, segmentation, pose, detect, edit, reconstruct, from-edges, from-depth or
+                from-segmentation.
+            instruction: what to change, to detect, or what the picture made from edges, depth or segmentation shows.
+            settings: as in `generate`; the size is the picture's own unless given.
+
+        Returns:
+            As `generate`.
+
+        Raises:
+            InvalidRequest: a picture that can't be read, an unknown task, or one this checkpoint was not trained for.
+        """
+        if task in CONVERSATIONS or task == "text-to-image":
+            msg = f"the task {task!r} makes no picture from a picture; see generate, ask and describe"
+            raise InvalidRequest(msg)
+        images = Answer.of(self.stream(instruction or "", images=image, task=task, **settings)).images
         return images if "count" in settings else images[0]
 
-    def stream(
-        self, prompt: str, *, seed: int | None = None, preview: bool = False, **settings: Any
-    ) -> Iterator[Event]:
-        """Draws as `generate` does and yields what is done as it is done: rows, previews if asked for, pictures.
+    def ask(self, images: PictureSource | Sequence[PictureSource], question: str, **settings: Any) -> str:
+        """Answers a question about pictures, or, without any, about nothing but itself.
 
-        Closing the generator cancels. The settings are checked here, before the first event is asked for.
+        Args:
+            images: one or several; the question says where each belongs with marks `<|image|>`, else they come first.
+            question: in words.
+            settings: such as `text_top_k`, `temperature` and `max_tokens`.
+
+        Returns:
+            The text; a mark stands for each picture the model may have put in.
+
+        Raises:
+            InvalidRequest: a picture that can't be read, or not as many as marks.
+            IncompleteAnswer: the answer broke off within a picture.
         """
-        return self.draw(self.request(prompt, seed=seed, **settings), preview=preview)
+        return Answer.of(self.stream(question, images=images, task="chat", **settings)).text
 
-    def request(self, prompt: str, *, seed: int | None = None, **settings: Any) -> Request:
-        """The settings of a picture, completed by the manifest's defaults and checked."""
-        defaults, target = self.manifest.defaults, self.manifest.pictures.target_size
+    def describe(self, image: PictureSource, **settings: Any) -> str:
+        """Says what a picture shows; as `ask`."""
+        return Answer.of(self.stream("", images=image, task="describe", **settings)).text
+
+    def chat(self, *, context: int | None = None, **settings: Any) -> Chat:
+        """Opens a conversation that remembers its turns.
+
+        Args:
+            context: tokens it can hold in all; four pictures with a page of text each, or what fits, unless given.
+            settings: as in `Request`, for every turn; `max_tokens` is of one answer.
+        """
+        return Chat(self, self.request("each turn has its own", task="chat", **settings), context)
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        images: PictureSource | Sequence[PictureSource] = (),
+        preview: bool = False,
+        **settings: Any,
+    ) -> Iterator[Event]:
+        """Answers any `task` (text-to-image unless given) and yields what is done as it is done.
+
+        Text, rows, previews if asked for, pictures; an answer that may hold both text and pictures closes with an
+        `End`. Closing the generator cancels. The settings are checked here, before the first event is asked for.
+        """
+        return self.draw(self.request(prompt, **settings), several(images), preview=preview)
+
+    def request(self, prompt: str, *, task: str = "text-to-image", seed: int | None = None, **settings: Any) -> Request:
+        """The settings of an answer, completed by the manifest's defaults and checked.
+
+        Raises:
+            InvalidRequest: as `Request`, or the checkpoint was not trained for the task.
+        """
+        check_task(task)
+        defaults, target = self.manifest.tasks.get(task), self.manifest.pictures.target_size
+        if defaults is None:
+            msg = (
+                f"{self.manifest.name} was not trained for {task!r}, it knows {', '.join(self.manifest.tasks)}; "
+                'a checkpoint that was says so under "tasks" in its mgpt.json: mgpt export it again'
+            )
+            raise InvalidRequest(msg)
         values: dict[str, Any] = {
-            "size": (target, target),
+            "size": (target, target) if task == "text-to-image" else None,
             "guidance": defaults.guidance,
             "top_k": defaults.top_k,
+            "text_top_k": defaults.text_top_k,
             "temperature": defaults.temperature,
             **{name: value for name, value in settings.items() if value is not None},
         }
-        return Request.of(prompt=prompt, seed=secrets.randbits(32) if seed is None else seed, **values)
+        return Request.of(prompt=prompt, task=task, seed=secrets.randbits(32) if seed is None else seed, **values)
 
     def layout(self, size: tuple[int, int]) -> ImageLayout:
         """The tokens of a picture of `size` (width, height)."""
-        return ImageLayout(*size, self.manifest.vocabulary, self.manifest.pictures.stride)
+        return self.intake.layout(size)
 
-    def draw(self, request: Request, *, preview: bool = False) -> Iterator[Event]:
-        """`stream` for a request that is already made."""
-        layout = self.layout(request.size)
-        self.bundle.path("vq_decoder.onnx")  # a bundle that cannot draw says so before minutes are spent
-        self._warn_untrained(request.size)
-        width, height = request.size
-        tokens = encode_prompt(
-            self.tokenizer, layout.vocabulary, "text-to-image", width=width, height=height, prompt=request.prompt
-        )
-        capacities = len(tokens) + len(layout), len(layout) if request.guidance != 1 else 0
-        memory.check(self.manifest, layout, capacities)
-        return self._events(request, layout, decode(self.engine.open(capacities), tokens, layout, request), preview)
-
-    def partial(self, request: Request, row: FinishedRow) -> Image.Image:
-        """The rows of an unfinished picture, on black."""
-        image = Image.new("RGB", request.size)
-        image.paste(self._decode_pixels(row.tokens, self.layout(request.size))[0])
-        return image
-
-    def _events(
-        self, request: Request, layout: ImageLayout, rows: Iterator[FinishedRow], preview: bool
+    def draw(
+        self,
+        request: Request,
+        images: Sequence[PictureSource] = (),
+        *,
+        keep: PictureSource | None = None,
+        keep_rows: Iterable[int] = (),
+        preview: bool = False,
     ) -> Iterator[Event]:
-        for row in rows:
-            yield row
-            if row.row + 1 == layout.rows:
-                finished, seconds = self._decode_pixels(row.tokens, layout)
-                finished.info[KEY] = self._describe(request, row.picture)
-                yield Picture(row.picture, finished, (*row.tokens, layout.vocabulary.end_image), seconds)
-            elif preview:
-                yield Preview(row.picture, *self._decode_pixels(row.tokens, layout))
+        """`stream` for a request that is already made; `keep` and `keep_rows` as in `redraw`."""
+        rows = list(keep_rows)
+        kept = {} if keep is None or request.size is None else self.intake.kept(keep, rows, request.size)
+        return self._run([self.prepare(request, images, kept)], preview=preview, kept_rows=rows)
 
-    def _warn_untrained(self, size: tuple[int, int]) -> None:
-        trained = self.manifest.pictures.trained_sizes
+    def prepare(
+        self, request: Request, images: Sequence[PictureSource] = (), kept: dict[int, int] | None = None
+    ) -> Job:
+        """A request made ready, and its memory checked."""
+        if request.task not in CONVERSATIONS:
+            self.bundle.path("vq_decoder.onnx")  # a bundle that cannot draw says so before minutes are spent
+        if request.size is not None:
+            self._warn_untrained(self.layout(request.size))
+        return self.intake.prepare(request, images, kept)
+
+    def _run(self, jobs: list[Job], *, preview: bool = False, kept_rows: Sequence[int] = ()) -> Iterator[Event]:
+        """Jobs one after another in rows that have room for each."""
+        conditional, unconditional = zip(*(job.capacities for job in jobs), strict=True)
+        rows = self.engine.open((max(conditional), max(unconditional)))
+
+        def events() -> Iterator[Event]:
+            for job in jobs:
+                rows.rollback((0, 0))
+                steps = decode(rows, job.prompt, job.form, job.request)
+                yield from self.presenter.events(job.request, steps, preview=preview, kept_rows=kept_rows)
+
+        return events()
+
+    def _warn_untrained(self, layout: ImageLayout) -> None:
+        trained, size = self.manifest.pictures.trained_sizes, (layout.width, layout.height)
         if size not in trained:
             near = nearest_bucket(*size, trained)
             msg = (
                 f"{self.manifest.name} was not trained on pictures of {size[0]}x{size[1]}; "
                 f"the nearest size it knows is {near[0]}x{near[1]}"
             )
-            warnings.warn(msg, CompatibilityWarning, stacklevel=3)
-
-    def _decode_pixels(self, tokens: tuple[int, ...], layout: ImageLayout) -> tuple[Image.Image, float]:
-        started = time.perf_counter()
-        image = Image.fromarray(self.engine.decode_pixels(layout.decode(list(tokens))))
-        return image, time.perf_counter() - started
-
-    def _describe(self, request: Request, picture: int) -> dict[str, Any]:
-        """All that decides the picture, for its file."""
-        return {
-            **request.to_json(),
-            "seed": request.seed + picture,
-            "count": 1,
-            "model": self.manifest.name,
-            "bundle": self.bundle.digest,
-            "engine": self.manifest.engine,
-            "precision": self.manifest.precision,
-            "machine": platform.machine(),
-            "mgpt_edge": _version(),
-        }
+            warnings.warn(msg, CompatibilityWarning, stacklevel=4)

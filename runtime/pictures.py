@@ -12,16 +12,19 @@ from mgpt_edge.runtime.errors import InvalidRequest
 from mgpt_edge.runtime.layout import nearest_bucket
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    PictureSource = str | os.PathLike[str] | Image.Image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 LARGEST_PIXELS = 100_000_000
 """Width times height above which a picture is refused before its pixels are read."""
 
 
-def open_picture(source: str | Path | Image.Image) -> Image.Image:
+def open_picture(source: PictureSource) -> Image.Image:
     """A picture as RGB: turned as its EXIF orientation says, transparent parts on white.
 
     Raises:
@@ -30,14 +33,7 @@ def open_picture(source: str | Path | Image.Image) -> Image.Image:
     name = "the picture" if isinstance(source, Image.Image) else str(source)
     try:
         picture = source if isinstance(source, Image.Image) else Image.open(Path(source), formats=FORMATS)
-        if picture.width * picture.height > LARGEST_PIXELS:
-            msg = f"{name} has {picture.width}x{picture.height} pixels, at most {LARGEST_PIXELS} can be read; shrink it"
-            raise InvalidRequest(msg)
-        upright = ImageOps.exif_transpose(picture)
-        if upright.has_transparency_data:
-            white = Image.new("RGBA", upright.size, "white")
-            upright = Image.alpha_composite(white, upright.convert("RGBA"))
-        return upright.convert("RGB")
+        return _upright(picture, name)
     except InvalidRequest:
         raise
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -49,6 +45,22 @@ def open_picture(source: str | Path | Image.Image) -> Image.Image:
     except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         msg = f"{name} can't be read: {error}"
         raise InvalidRequest(msg) from error
+
+
+def _upright(picture: Image.Image, name: str) -> Image.Image:
+    if picture.width * picture.height > LARGEST_PIXELS:
+        msg = f"{name} has {picture.width}x{picture.height} pixels, at most {LARGEST_PIXELS} can be read; shrink it"
+        raise InvalidRequest(msg)
+    upright = ImageOps.exif_transpose(picture)
+    if upright.has_transparency_data:
+        white = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(white, upright.convert("RGBA"))
+    return upright.convert("RGB")
+
+
+def several(pictures: PictureSource | Sequence[PictureSource]) -> list[PictureSource]:
+    """One picture or many, as a list."""
+    return list(pictures) if isinstance(pictures, list | tuple) else [pictures]  # type: ignore[list-item]
 
 
 def fit(picture: Image.Image, sizes: Sequence[tuple[int, int]]) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from typing import TYPE_CHECKING
 
 from mgpt_edge.runtime.errors import InvalidRequest
@@ -17,7 +18,8 @@ IMAGE_MARK = "<|image|>"
 """Where a picture stands in a turn's text."""
 
 _CONDITIONED = (
-    f"Generate an image according to the provided image, and according to the following caption:\n{{prompt}} {IMAGE_MARK}"
+    "Generate an image according to the provided image, and according to the following caption:\n"
+    f"{{prompt}} {IMAGE_MARK}"
 )
 TEMPLATES = {
     "text-to-image": "Generate an image of {width}x{height} according to the following prompt:\n{prompt}",
@@ -32,19 +34,38 @@ TEMPLATES = {
     "from-depth": _CONDITIONED,
     "from-segmentation": _CONDITIONED,
     "describe": f"Describe the image in detail. {IMAGE_MARK}",
+    "chat": "{prompt}",
 }
 """Task -> the exact question of the family (`Lumina-mGPT`'s own demos, its spelling included)."""
+
+CONVERSATIONS = frozenset(("describe", "chat"))
+"""Tasks whose answer is text, pictures, or both, as the model likes; that of every other is one picture."""
 
 LARGEST_PROMPT_TOKENS = 4096  # far above any caption of the training data
 
 
-def encode_prompt(tokenizer: Tokenizer, vocabulary: Vocabulary, task: str, **values: object) -> list[int]:
-    """A conversation's first turn without pictures: bos, the question, the separator after which the model answers.
+def user_field(task: str) -> str | None:
+    """What a user says in the question of a task: its prompt, instruction or object, or nothing."""
+    names = {name for _, name, _, _ in string.Formatter().parse(TEMPLATES[task]) if name}
+    return next(iter(names - {"width", "height"}), None)
+
+
+def encode_prompt(
+    tokenizer: Tokenizer, vocabulary: Vocabulary, task: str, pictures: Sequence[list[int]] = (), **values: object
+) -> list[int]:
+    """A conversation's first turn: bos, the question, the separator after which the model answers.
+
+    The pictures stand at the template's marks; a mark among the user's own words is text like any other.
 
     Raises:
-        InvalidRequest: the text is too long.
+        InvalidRequest: the task takes another number of pictures, or the text is too long.
     """
-    return [vocabulary.bos, *encode_turn(tokenizer, TEMPLATES[task].format(**values)), vocabulary.separator]
+    parts = [part.format(**values) for part in TEMPLATES[task].split(IMAGE_MARK)]
+    if len(pictures) != len(parts) - 1:
+        expected = {1: "no picture", 2: "one picture"}[len(parts)]
+        msg = f"the task {task!r} takes {expected}, got {len(pictures)}"
+        raise InvalidRequest(msg)
+    return [vocabulary.bos, *_interleave(tokenizer, parts, pictures), vocabulary.separator]
 
 
 def encode_turn(tokenizer: Tokenizer, text: str, pictures: Sequence[list[int]] = ()) -> list[int]:
@@ -62,15 +83,21 @@ def encode_turn(tokenizer: Tokenizer, text: str, pictures: Sequence[list[int]] =
     """
     if pictures and IMAGE_MARK not in text:
         text = f"{IMAGE_MARK} " * len(pictures) + text
-    first, *others = text.split(IMAGE_MARK)
-    if len(others) != len(pictures):
-        msg = f"the text has {len(others)} marks {IMAGE_MARK} for {len(pictures)} pictures; give one mark each, or none"
+    parts = text.split(IMAGE_MARK)
+    if len(parts) - 1 != len(pictures):
+        marks = len(parts) - 1
+        msg = f"the text has {marks} marks {IMAGE_MARK} for {len(pictures)} pictures; give one mark each, or none"
         raise InvalidRequest(msg)
-    parts = [tokenizer.encode(part, add_special_tokens=False).ids for part in (first, *others)]
-    if (length := sum(map(len, parts))) > LARGEST_PROMPT_TOKENS:
+    return _interleave(tokenizer, parts, pictures)
+
+
+def _interleave(tokenizer: Tokenizer, parts: Sequence[str], pictures: Sequence[list[int]]) -> list[int]:
+    """Text and pictures in turn; there is one part of text more, each tokenised by itself."""
+    texts = [tokenizer.encode(part, add_special_tokens=False).ids for part in parts]
+    if (length := sum(map(len, texts))) > LARGEST_PROMPT_TOKENS:
         msg = f"the prompt has {length} tokens, at most {LARGEST_PROMPT_TOKENS} can be used; shorten it"
         raise InvalidRequest(msg)
-    tokens = parts[0]
-    for picture, part in zip(pictures, parts[1:], strict=True):
-        tokens = [*tokens, *picture, *part]
+    tokens = texts[0]
+    for picture, text in zip(pictures, texts[1:], strict=True):
+        tokens = [*tokens, *picture, *text]
     return tokens

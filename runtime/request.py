@@ -1,4 +1,4 @@
-"""A request for pictures, every number of it checked once, here."""
+"""A request to the model, every number of it checked once, here."""
 
 from __future__ import annotations
 
@@ -8,53 +8,78 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mgpt_edge.runtime.errors import InvalidRequest
+from mgpt_edge.runtime.prompt import CONVERSATIONS, TEMPLATES, user_field
 
 LARGEST_COUNT = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What to draw and how to sample it; picture i of `count` uses `seed + i`.
+    """What to answer and how to sample it; answer i of `count` uses `seed + i`.
 
     Args:
-        prompt: what the picture shows.
-        size: (width, height) in pixels.
+        prompt: the user's own words: what the picture shows, an instruction, a question; empty where the task
+            has none.
+        task: one of `TEMPLATES`.
+        size: (width, height) in pixels of every picture in the answer; None leaves it to the task.
         seed: 0 to 2^64 - 1.
         guidance: 1 follows the prompt as trained, more follows it more strictly; 0 ignores it.
         top_k: candidates at each code, those of the largest logits.
+        text_top_k: candidates at each token of text.
         temperature: 1 samples as trained, 0 takes the likeliest.
         count: number of pictures.
+        max_tokens: of an answer of text and pictures; None is what a picture and a page of text take.
 
     Raises:
         InvalidRequest: a value of the wrong type, out of range or not finite.
     """
 
     prompt: str
-    size: tuple[int, int]
+    task: str = "text-to-image"
+    size: tuple[int, int] | None
     seed: int
     guidance: float
     top_k: int
+    text_top_k: int
     temperature: float
     count: int = 1
+    max_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        check_task(self.task)
+        self._check_prompt()
+        if self.size is not None:
+            if not isinstance(self.size, tuple | list) or len(self.size) != 2:
+                msg = f"size must be (width, height), got {self.size!r}"
+                raise InvalidRequest(msg)
+            object.__setattr__(self, "size", tuple(self.size))
+        _whole("count", self.count, 1, 1 if self.task in CONVERSATIONS else LARGEST_COUNT)
+        _whole("top_k", self.top_k, 1, (1 << 31) - 1)
+        _whole("text_top_k", self.text_top_k, 1, (1 << 31) - 1)
+        _whole("seed", self.seed, 0, (1 << 64) - self.count)
+        _number("guidance", self.guidance)
+        _number("temperature", self.temperature)
+        if self.max_tokens is not None:
+            _whole("max_tokens", self.max_tokens, 1, (1 << 31) - 1)
+            if self.task not in CONVERSATIONS:
+                msg = f"max_tokens is for answers in text; the answer to {self.task!r} is as long as its picture"
+                raise InvalidRequest(msg)
+
+    def _check_prompt(self) -> None:
+        name = user_field(self.task)
+        if name is None:
+            if self.prompt != "":
+                msg = f"the task {self.task!r} takes a picture and no words, got {self.prompt!r}"
+                raise InvalidRequest(msg)
+            return
         if not isinstance(self.prompt, str) or not self.prompt.strip():
-            msg = f"the prompt must be a text that is not empty, got {self.prompt!r}"
+            msg = f"the {name} must be a text that is not empty, got {self.prompt!r}"
             raise InvalidRequest(msg)
         try:
             self.prompt.encode()
         except UnicodeEncodeError as error:
-            msg = f"the prompt is no valid Unicode text: {error}"
+            msg = f"the {name} is no valid Unicode text: {error}"
             raise InvalidRequest(msg) from error
-        if not isinstance(self.size, tuple | list) or len(self.size) != 2:
-            msg = f"size must be (width, height), got {self.size!r}"
-            raise InvalidRequest(msg)
-        object.__setattr__(self, "size", tuple(self.size))
-        _whole("count", self.count, 1, LARGEST_COUNT)
-        _whole("top_k", self.top_k, 1, (1 << 31) - 1)
-        _whole("seed", self.seed, 0, (1 << 64) - self.count)
-        _number("guidance", self.guidance)
-        _number("temperature", self.temperature)
 
     @classmethod
     def of(cls, **settings: Any) -> Request:
@@ -71,6 +96,15 @@ class Request:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def check_task(task: str) -> None:
+    """Raises `InvalidRequest` for what is no task of the family."""
+    if not isinstance(task, str) or task not in TEMPLATES:
+        near = difflib.get_close_matches(str(task), TEMPLATES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(TEMPLATES)}"
+        msg = f"unknown task {task!r}; {hint}"
+        raise InvalidRequest(msg)
 
 
 def _whole(name: str, value: object, low: int, high: int) -> None:

@@ -16,7 +16,8 @@ from mgpt_edge.runtime.errors import MgptError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mgpt_edge.runtime.model import Event, Model
+    from mgpt_edge.runtime.answer import Event
+    from mgpt_edge.runtime.model import Model
     from mgpt_edge.runtime.request import Request
 
 
@@ -125,9 +126,9 @@ def _check_output(path: Path) -> None:
 
 
 def _draw(model: Model, request: Request, paths: list[Path], preview: Path | None, *, quiet: bool) -> dict[str, Any]:
+    from mgpt_edge.runtime.answer import Picture, Preview
     from mgpt_edge.runtime.decode import FinishedRow
     from mgpt_edge.runtime.metadata import KEY, save
-    from mgpt_edge.runtime.model import Picture, Preview
 
     pictures: list[dict[str, Any]] = []
     passes = 0
@@ -147,12 +148,12 @@ def _draw(model: Model, request: Request, paths: list[Path], preview: Path | Non
                 pictures.append({"path": str(paths[event.picture]), **event.image.info[KEY]})
                 row = None
     except KeyboardInterrupt as error:
-        raise Interrupted(_save_partial(model, request, row, paths)) from error
+        raise Interrupted(_save_partial(model, row, paths)) from error
     seconds = time.perf_counter() - started
     return {"pictures": pictures, "seconds": round(seconds, 4), "passes": passes}
 
 
-def _save_partial(model: Model, request: Request, row: object, paths: list[Path]) -> str:
+def _save_partial(model: Model, row: object, paths: list[Path]) -> str:
     """Keeps what an interrupted picture had; returns what to tell the user."""
     from mgpt_edge.runtime.decode import FinishedRow
     from mgpt_edge.runtime.metadata import save
@@ -160,7 +161,9 @@ def _save_partial(model: Model, request: Request, row: object, paths: list[Path]
     if not isinstance(row, FinishedRow):
         return "interrupted before the first row; nothing was written"
     path = paths[row.picture].with_suffix(".partial.png")
-    save(model.partial(request, row), path)
+    partial = model.presenter.partial(row.tokens)
+    if partial is not None:
+        save(partial, path)
     return f"interrupted; the {row.row + 1} rows that were finished are in {path}"
 
 

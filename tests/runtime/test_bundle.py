@@ -38,6 +38,16 @@ def test_manifest_round_trip(bundle):
     assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
 
 
+def test_schema_1_knew_one_task(bundle):
+    def make_old(data):
+        data.update(schema=1)
+        del data["tasks"]
+
+    change(bundle, make_old)
+    manifest = Bundle.open(bundle).manifest
+    assert manifest.tasks == {"text-to-image": manifest.defaults}
+
+
 def test_no_bundle_names_the_command(tmp_path):
     with pytest.raises(BundleError, match="mgpt export"):
         Bundle.open(tmp_path)
@@ -48,7 +58,7 @@ def test_no_bundle_names_the_command(tmp_path):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda d: d.update(schema=2), "schema 2, this mgpt-edge reads 1 to 1"),
+        (lambda d: d.update(schema=3), "schema 3, this mgpt-edge reads 1 to 2"),
         (lambda d: d.update(schema=True), "schema True"),
         (lambda d: d.update(presicion="int8"), "did you mean 'precision'"),
         (lambda d: d.pop("precision"), "precision"),
@@ -60,6 +70,8 @@ def test_no_bundle_names_the_command(tmp_path):
         (lambda d: d["files"].update({"../x": {"bytes": 1, "sha256": ""}}), "outside the bundle"),
         (lambda d: d.update(files=[]), "files must be an object"),
         (lambda d: d["pictures"].update(sizes=[[1]]), "pairs"),
+        (lambda d: d["tasks"]["depth"].update(top_k=0), "whole numbers"),
+        (lambda d: d["tasks"].update(depth={}), "depth"),
     ],
 )
 def test_manifest_errors(bundle, edit, message):
@@ -129,7 +141,7 @@ def test_read_only_cache_is_no_obstacle(bundle, monkeypatch, tmp_path):
 )
 def test_any_json_value_anywhere_is_a_bundle_error_or_fine(bundle_of, value, data):
     manifest = bundle_of("7b", "int8").manifest.to_json()
-    where = data.draw(st.sampled_from(["", "vocabulary", "dimensions", "pictures", "defaults", "files"]))
+    where = data.draw(st.sampled_from(["", "vocabulary", "dimensions", "pictures", "defaults", "files", "tasks"]))
     target = manifest[where] if where else manifest
     key = data.draw(st.sampled_from(sorted(target)))
     target[key] = value

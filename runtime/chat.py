@@ -1,0 +1,131 @@
+"""A conversation: text and pictures on both sides, the K/V of earlier turns kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mgpt_edge.runtime import memory
+from mgpt_edge.runtime.answer import Answer
+from mgpt_edge.runtime.decode import End, decode
+from mgpt_edge.runtime.errors import InvalidRequest
+from mgpt_edge.runtime.grammar import Form
+from mgpt_edge.runtime.job import PAGE
+from mgpt_edge.runtime.pictures import several
+from mgpt_edge.runtime.prompt import encode_turn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from mgpt_edge.runtime.answer import Event
+    from mgpt_edge.runtime.model import Model
+    from mgpt_edge.runtime.pictures import PictureSource
+    from mgpt_edge.runtime.request import Request
+    from mgpt_edge.runtime.vocabulary import Vocabulary
+
+PICTURES = 4
+"""Pictures, each with a page of text, that a conversation has room for unless it is asked for more."""
+
+
+class Chat:
+    """Turns of one conversation; `Model.chat` opens it.
+
+    A turn computes its new tokens only. One that fails or is closed early leaves the conversation as it was
+    before. The tokens that the model emitted are kept as they are, never read back from text.
+
+    Args:
+        model: loaded.
+        request: the settings of every turn.
+        context: tokens that the conversation can hold.
+
+    Raises:
+        InvalidRequest: no whole number of tokens from 1.
+        OutOfMemory: the machine has less.
+    """
+
+    def __init__(self, model: Model, request: Request, context: int | None) -> None:
+        self.model = model
+        self.request = request
+        guided = request.guidance != 1
+        intake = model.intake
+        layout = intake.usual if request.size is None else intake.layout(request.size)
+        if context is None:
+            fits = memory.tokens_that_fit(model.manifest, layout, len(layout) + PAGE, 1 + guided)
+            context = min(PICTURES * (len(layout) + PAGE), max(fits, 1))
+        if type(context) is not int or not 1 <= context < 1 << 31:
+            msg = f"context must be a whole number of tokens from 1, got {context!r}"
+            raise InvalidRequest(msg)
+        capacities = context, context if guided else 0
+        memory.check(model.manifest, layout, capacities, min(context, len(layout) + PAGE), reads=True)
+        self.context = context
+        self.rows = model.engine.open(capacities)
+        self._unfed: tuple[int, ...] = (model.manifest.vocabulary.bos,)
+        self._busy = False
+
+    @property
+    def tokens_left(self) -> int:
+        """Room for further turns."""
+        return self.context - self.rows.lengths[0] - len(self._unfed)
+
+    def say(self, text: str, images: PictureSource | Sequence[PictureSource] = ()) -> Answer:
+        """A turn and the model's answer to it.
+
+        Args:
+            text: may hold a mark `<|image|>` where each picture belongs; without marks they come first.
+            images: paths or Pillow images.
+
+        Raises:
+            InvalidRequest: a picture that can't be read, not as many as marks, or no room for the turn.
+            IncompleteAnswer: the answer broke off within a picture; the error holds what there was.
+        """
+        return Answer.of(self.stream(text, images))
+
+    def stream(
+        self, text: str, images: PictureSource | Sequence[PictureSource] = (), *, preview: bool = False
+    ) -> Iterator[Event]:
+        """As `say`, event by event; the last one is `End`. Closing it early takes the turn back."""
+        request = replace(self.request, prompt=text)
+        seen = [self.model.intake.look(picture) for picture in several(images)]
+        prompt = [*self._unfed, *encode_turn(self.model.tokenizer, text, seen), self._vocabulary.separator]
+        return self._turn(request, prompt, self._form(request, len(prompt)), self._unfed, preview)
+
+    def _form(self, request: Request, prompt: int) -> Form:
+        intake = self.model.intake
+        left = self.context - self.rows.lengths[0] - prompt
+        if left < 1:
+            msg = (
+                f"the conversation needs {1 - left} tokens more than the {self.context} it can hold; "
+                f"start a new one, or a longer one: model.chat(context={self.context + max(1 - left, prompt)})"
+            )
+            raise InvalidRequest(msg)
+        return Form(
+            vocabulary=self._vocabulary,
+            stride=intake.manifest.pictures.stride,
+            limit=min(request.max_tokens or left, left),
+            layout=None if request.size is None else intake.layout(request.size),
+        )
+
+    def _turn(
+        self, request: Request, prompt: list[int], form: Form, after: tuple[int, ...], preview: bool
+    ) -> Iterator[Event]:
+        if self._busy or self._unfed is not after:
+            msg = "another turn of this conversation came between: take one answer to its end, or close it, at a time"
+            raise InvalidRequest(msg)
+        self._busy = True
+        mark, end = self.rows.lengths[0], None
+        try:
+            steps = decode(self.rows, prompt, form, request)
+            for event in self.model.presenter.events(request, steps, preview=preview):
+                if isinstance(event, End):
+                    end = event
+                    # An answer that was cut has no separator of its own.
+                    self._unfed = (*event.unfed, *(() if event.complete else (self._vocabulary.separator,)))
+                yield event
+        finally:
+            if end is None:
+                self.rows.rollback((mark, 0))
+            self._busy = False
+
+    @property
+    def _vocabulary(self) -> Vocabulary:
+        return self.model.manifest.vocabulary

@@ -1,0 +1,138 @@
+"""A request made ready for the loop: its prompt as tokens, the form of its answer, and the memory for both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mgpt_edge.runtime import memory
+from mgpt_edge.runtime.errors import InvalidRequest
+from mgpt_edge.runtime.grammar import Form
+from mgpt_edge.runtime.layout import ImageLayout
+from mgpt_edge.runtime.pictures import fit, open_picture
+from mgpt_edge.runtime.prompt import CONVERSATIONS, encode_prompt, encode_turn, user_field
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tokenizers import Tokenizer
+
+    from mgpt_edge.runtime.engines.base import Engine
+    from mgpt_edge.runtime.manifest import Manifest
+    from mgpt_edge.runtime.pictures import PictureSource
+    from mgpt_edge.runtime.request import Request
+
+PAGE = 512
+"""Tokens of text that an answer may have beside one picture, unless it is asked for more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What `decode` takes.
+
+    Args:
+        request: with the size it settled on.
+        prompt: tokens from bos to the separator after which the model answers.
+        form: of the answer.
+        reads: whether pictures went in.
+    """
+
+    request: Request
+    prompt: list[int]
+    form: Form
+    reads: bool = False
+
+    @property
+    def capacities(self) -> tuple[int, int]:
+        """Tokens that each row must hold."""
+        return len(self.prompt) + self.form.limit, self.form.limit if self.request.guidance != 1 else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """Words and pictures to jobs for one bundle."""
+
+    manifest: Manifest
+    engine: Engine
+    tokenizer: Tokenizer
+
+    def layout(self, size: tuple[int, int]) -> ImageLayout:
+        """The tokens of a picture of `size` (width, height)."""
+        return ImageLayout(*size, self.manifest.vocabulary, self.manifest.pictures.stride)
+
+    @property
+    def usual(self) -> ImageLayout:
+        """Of a square picture of the size that the checkpoint was trained for."""
+        return self.layout((self.manifest.pictures.target_size,) * 2)
+
+    def look(self, picture: PictureSource, size: tuple[int, int] | None = None) -> list[int]:
+        """A picture's tokens: fitted to `size`, else to the trained size that keeps most of it, and encoded.
+
+        Raises:
+            InvalidRequest: it can't be opened (`pictures.open_picture`).
+            BundleError: the bundle has no VQ encoder.
+        """
+        sizes = self.manifest.pictures.trained_sizes if size is None else [size]
+        pixels = fit(open_picture(picture), sizes)
+        codes = self.engine.encode_pixels(pixels)
+        return self.layout((pixels.shape[1], pixels.shape[0])).encode(codes)
+
+    def kept(self, picture: PictureSource, rows: Iterable[int], size: tuple[int, int]) -> dict[int, int]:
+        """Tokens of some rows of codes of a picture, by their index in its layout.
+
+        Raises:
+            InvalidRequest: no such row.
+        """
+        layout = self.layout(size)
+        wanted = sorted(set(rows))
+        for row in wanted:
+            if type(row) is not int or not 0 <= row < layout.rows:
+                msg = (
+                    f"row {row!r} can't be kept: a picture of {size[0]}x{size[1]} has the rows 0 to {layout.rows - 1}, "
+                    f"{self.manifest.pictures.stride} pixels each"
+                )
+                raise InvalidRequest(msg)
+        if not wanted:
+            return {}
+        tokens, width = self.look(picture, size), layout.columns + 1
+        return {i: tokens[i] for row in wanted for i in range(3 + row * width, 3 + (row + 1) * width)}
+
+    def prepare(self, request: Request, pictures: Sequence[PictureSource], kept: dict[int, int] | None = None) -> Job:
+        """The first turn of a conversation, whatever its task.
+
+        Raises:
+            InvalidRequest: pictures that can't be read, or not as many as the task takes.
+            OutOfMemory: the answer needs more memory than is free.
+        """
+        free = request.task in CONVERSATIONS
+        seen = [self.look(picture, None if free else request.size) for picture in pictures]
+        if request.size is None and not free and seen:
+            layout = ImageLayout.of_grid(
+                seen[0][1], seen[0][2], self.manifest.vocabulary, self.manifest.pictures.stride
+            )
+            request = replace(request, size=(layout.width, layout.height))
+        prompt = self._encode(request, seen)
+        form = self._form(request, len(prompt), kept or {})
+        job = Job(request, prompt, form, reads=bool(seen))
+        memory.check(self.manifest, form.layout or self.usual, job.capacities, len(prompt), reads=job.reads)
+        return job
+
+    def _encode(self, request: Request, seen: Sequence[list[int]]) -> list[int]:
+        v = self.manifest.vocabulary
+        if request.task == "chat":
+            return [v.bos, *encode_turn(self.tokenizer, request.prompt, seen), v.separator]
+        width, height = request.size or (0, 0)
+        name = user_field(request.task)
+        words = {} if name is None else {name: request.prompt}
+        return encode_prompt(self.tokenizer, v, request.task, seen, width=width, height=height, **words)
+
+    def _form(self, request: Request, prompt: int, kept: dict[int, int]) -> Form:
+        picture = request.task not in CONVERSATIONS
+        layout = None if request.size is None else self.layout(request.size)
+        if picture and layout is not None:
+            limit = len(layout)
+        else:
+            fits = memory.tokens_that_fit(self.manifest, layout or self.usual, prompt, 1 + (request.guidance != 1))
+            limit = request.max_tokens or min(len(layout or self.usual) + PAGE, max(fits, 1))
+        v, stride = self.manifest.vocabulary, self.manifest.pictures.stride
+        return Form(vocabulary=v, stride=stride, limit=limit, layout=layout, picture=picture, kept=kept)

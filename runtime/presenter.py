@@ -1,0 +1,109 @@
+"""Tokens to what people see: characters, pictures, and a note of how a picture was drawn."""
+
+from __future__ import annotations
+
+import platform
+import time
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from mgpt_edge.runtime.answer import Picture, Preview, Text, Words
+from mgpt_edge.runtime.decode import End, FinishedRow, Word
+from mgpt_edge.runtime.errors import IncompleteAnswer
+from mgpt_edge.runtime.layout import ImageLayout
+from mgpt_edge.runtime.metadata import KEY
+from mgpt_edge.runtime.prompt import CONVERSATIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tokenizers import Tokenizer
+
+    from mgpt_edge.runtime.answer import Event
+    from mgpt_edge.runtime.bundle import Bundle
+    from mgpt_edge.runtime.decode import Step
+    from mgpt_edge.runtime.engines.base import Engine
+    from mgpt_edge.runtime.request import Request
+
+
+@cache
+def _version() -> str:
+    return version("mgpt-edge")
+
+
+@dataclass(frozen=True, slots=True)
+class Presenter:
+    """Shows the answers of one bundle."""
+
+    bundle: Bundle
+    engine: Engine
+    tokenizer: Tokenizer
+
+    def events(
+        self, request: Request, steps: Iterator[Step], *, preview: bool, kept_rows: Sequence[int] = ()
+    ) -> Iterator[Event]:
+        """The loop's steps: tokens become characters, rows become pictures; only a conversation has an `End`."""
+        words = Words(self.tokenizer)
+        try:
+            for step in steps:
+                text = words.push(step.token) if isinstance(step, Word) else words.flush()
+                if text:
+                    yield Text(text)
+                if isinstance(step, FinishedRow):
+                    yield step
+                    yield from self._show(request, step, preview, kept_rows)
+                elif isinstance(step, End) and request.task in CONVERSATIONS:
+                    yield step
+        except IncompleteAnswer as error:
+            error.image = self.partial(error.tokens)
+            raise
+
+    def partial(self, tokens: Sequence[int]) -> Image.Image | None:
+        """The finished rows of a picture, on black; None where there is none."""
+        layout = self._layout_of(tokens) if len(tokens) > 2 else None
+        if layout is None or len(tokens) < 3 + layout.columns + 1:
+            return None
+        image = Image.new("RGB", (layout.width, layout.height))
+        image.paste(self._decode_pixels(tokens, layout)[0])
+        return image
+
+    def _show(self, request: Request, row: FinishedRow, preview: bool, kept_rows: Sequence[int]) -> Iterator[Event]:
+        layout = self._layout_of(row.tokens)
+        if row.row + 1 == layout.rows:
+            finished, seconds = self._decode_pixels(row.tokens, layout)
+            finished.info[KEY] = self._describe(request, row.picture, finished.size, kept_rows)
+            yield Picture(row.picture, finished, (*row.tokens, layout.vocabulary.end_image), seconds)
+        elif preview:
+            yield Preview(row.picture, *self._decode_pixels(row.tokens, layout))
+
+    def _layout_of(self, tokens: Sequence[int]) -> ImageLayout:
+        return ImageLayout.of_grid(
+            tokens[1], tokens[2], self.bundle.manifest.vocabulary, self.bundle.manifest.pictures.stride
+        )
+
+    def _decode_pixels(self, tokens: Sequence[int], layout: ImageLayout) -> tuple[Image.Image, float]:
+        started = time.perf_counter()
+        image = Image.fromarray(self.engine.decode_pixels(layout.decode(list(tokens))))
+        return image, time.perf_counter() - started
+
+    def _describe(
+        self, request: Request, picture: int, size: tuple[int, int], kept_rows: Sequence[int]
+    ) -> dict[str, Any]:
+        """All that decides the picture, for its file; the pictures that went in are not kept."""
+        return {
+            **request.to_json(),
+            "size": size,
+            "seed": request.seed + (0 if request.task in CONVERSATIONS else picture),
+            "count": 1,
+            "kept_rows": list(kept_rows),
+            "model": self.bundle.manifest.name,
+            "bundle": self.bundle.digest,
+            "engine": self.bundle.manifest.engine,
+            "precision": self.bundle.manifest.precision,
+            "machine": platform.machine(),
+            "mgpt_edge": _version(),
+        }
