@@ -100,7 +100,7 @@ class Encoder:
             raise InvalidRequest(msg)
         return Tokens(Sample(whole.tokens[: self.longest], whole.learnt[: self.longest]), guided=False, cut=True)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _picture(self, path: Path) -> list[int]:
         pixels = fit(open_picture(path), self.sizes)
         layout = ImageLayout(pixels.shape[1], pixels.shape[0], self.checkpoint.vocabulary, self.vq.config.stride)

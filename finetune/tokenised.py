@@ -90,6 +90,9 @@ def tokenise(
         InvalidRequest: no record can be used, or a bad one is not to be skipped.
     """
     fingerprint, count = _fingerprint(data, encoder, most_pictures)
+    if not count:
+        msg = f"{data}: there are no records in this file"
+        raise InvalidRequest(msg)
     folder = folder / fingerprint[:16]
     if not (folder / INDEX).exists():
         shards = range(-(-count // SHARD_RECORDS))
@@ -102,12 +105,11 @@ def tokenise(
         if processes.first:
             _write_index(folder, [_shard(folder, shard) for shard in shards], fingerprint, count)
         processes.wait()
-    tokenised = Tokenised(folder) if count else None
-    if tokenised and tokenised.bad and not skip_bad:
+    tokenised = Tokenised(folder)
+    if tokenised.bad and not skip_bad:
         raise _fatal(tokenised.bad[0])
-    if not tokenised or not len(tokenised):
-        first = f"; the first is {tokenised.bad[0]}" if tokenised else ""
-        msg = f"{data}: none of {count} records can be trained on{first}"
+    if not len(tokenised):
+        msg = f"{data}: none of {count} records can be trained on; the first is {tokenised.bad[0]}"
         raise InvalidRequest(msg)
     return tokenised
 
