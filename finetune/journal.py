@@ -6,12 +6,15 @@ import json
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from mgpt_edge.finetune.files import replace_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 SMOOTHED_STEPS = 50
 
@@ -54,7 +57,7 @@ class Journal:
             losses = [record["loss"] for record in group]
             steps = range(begin + 1, begin + len(losses) + 1)
             (line,) = axes.plot(steps, losses, alpha=0.3, linewidth=0.8)
-            axes.plot(steps, _smoothed(losses), color=line.get_color(), label=stage)
+            axes.plot(steps, _smoothed(np.array(losses)), color=line.get_color(), label=stage)
             begin += len(losses)
         axes.set(xlabel="step", ylabel="cross-entropy a token, nats")
         axes.grid(alpha=0.3)
@@ -63,10 +66,8 @@ class Journal:
         replace_atomically(self.path.with_name("loss.png"), lambda draft: figure.savefig(draft, format="png", dpi=120))
 
 
-def _smoothed(losses: list[float]) -> list[float]:
+def _smoothed(losses: NDArray[np.float64]) -> NDArray[np.float64]:
     """The mean of each loss and those before it, at most SMOOTHED_STEPS."""
-    means = []
-    for end in range(1, len(losses) + 1):
-        recent = losses[max(0, end - SMOOTHED_STEPS) : end]
-        means.append(sum(recent) / len(recent))
-    return means
+    sums = np.cumsum(losses)
+    sums[SMOOTHED_STEPS:] -= sums[:-SMOOTHED_STEPS].copy()
+    return sums / np.minimum(np.arange(1, len(losses) + 1), SMOOTHED_STEPS)

@@ -32,15 +32,14 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class ShardedStage(Stage):
     """A stage over a model that processes share.
 
-    The state is a folder `STAGE/state-STEP`: safetensors of each process' rows of the trained weights and of AdamW's
+    The state is a folder `state-STEP`: safetensors of each process' rows of the trained weights and of AdamW's
     moments, and `state.json`. It appears whole or not at all, and the one before is removed after that.
 
     Args:
         objective: the sharded model.
         corpus: where batches come from; its batches divide evenly by the number of processes.
         recipe: how it is trained; without an average.
-        folder: where the states are kept.
-        name: of the stage's folder in it.
+        folder: of the stage, where its states are kept.
         processes: those that share the model.
         rows: sequences of a process that go through the model at a time.
         setting: what else must be the same when a state is resumed, by the names that a user knows.
@@ -52,34 +51,29 @@ class ShardedStage(Stage):
         corpus: Corpus,
         recipe: Recipe,
         folder: Path,
-        name: str,
         processes: Processes,
         rows: int,
         setting: Mapping[str, Any],
     ) -> None:
-        super().__init__(objective.decoder, corpus, recipe, folder, name, processes, rows)
+        super().__init__(objective.decoder, corpus, recipe, folder, folder.name, processes, rows)
         self.sharded, self.setting = objective, dict(setting)
 
     def objective(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         losses: tuple[Tensor, Tensor] = self.sharded(tokens, labels)
         return losses
 
-    def saved(self) -> Path | None:
-        """The newest state."""
-        states = sorted((self.folder / self.name).glob("state-*"))
-        return states[-1] if states else None
-
     def save(self) -> None:
         """Writes everything that `resume` needs."""
-        old, new = self.saved(), self.folder / self.name / f"state-{self.step:09d}"
+        old, new = newest_state(self.folder), self.folder / f"state-{self.step:09d}"
         draft = new.with_name(f".{new.name}")
         if self.processes.first:
-            shutil.rmtree(draft, ignore_errors=True)
+            for unfinished in self.folder.glob(".state-*"):
+                shutil.rmtree(unfinished)
             draft.mkdir(parents=True)
         self.processes.wait()
         write_parts(self._shares(), draft / f"rank-{self.processes.rank:05d}")
         self.processes.wait()
-        if self.processes.first and old != new:
+        if self.processes.first:
             write_json(draft / "state.json", {"step": self.step, **self._identity()})
             draft.replace(new)
             if old:
@@ -93,7 +87,7 @@ class ShardedStage(Stage):
         Raises:
             InvalidRequest: it was trained by another recipe or on other data.
         """
-        path = self.saved()
+        path = newest_state(self.folder)
         if path is None:
             return False
         state = json.loads((path / "state.json").read_text())
@@ -131,6 +125,11 @@ class ShardedStage(Stage):
             yield f"weight {name}", parameter.to_local()
             for moment in MOMENTS:
                 yield f"{moment} {name}", self.optimizer.state[parameter][moment].to_local()
+
+
+def newest_state(folder: Path) -> Path | None:
+    """The last state that a stage saved in its folder."""
+    return max(folder.glob("state-*"), default=None)
 
 
 class Shares:

@@ -20,7 +20,7 @@ from mgpt_edge.finetune.lora import lora_config
 from mgpt_edge.finetune.parallel import joined
 from mgpt_edge.finetune.release import write_release
 from mgpt_edge.finetune.sft import Recipe
-from mgpt_edge.finetune.sharded import ShardedStage
+from mgpt_edge.finetune.sharded import ShardedStage, newest_state
 from mgpt_edge.finetune.tokenised import tokenise
 from mgpt_edge.finetune.weights import Weights
 from mgpt_edge.runtime.errors import InvalidRequest
@@ -117,7 +117,8 @@ class Result:
         step: of the last stage that was trained.
         steps: that it has.
         loss: of its last step; None where nothing was left to train.
-        bad: records that were left out, of all stages' sizes.
+        bad: records that were left out.
+        cut: sequences that were longer than `max_length`, and lost their ends.
         finished: whether it came to its end; otherwise it was interrupted and can be resumed.
     """
 
@@ -125,6 +126,7 @@ class Result:
     steps: int
     loss: float | None
     bad: int
+    cut: int
     finished: bool
 
 
@@ -171,21 +173,24 @@ class Training:
         sizes = self._target_sizes()
         tokenised = [self._tokenise(size) for size in sizes]
         objective = self.weights.load(self.processes)
-        stages = [self._stage(objective, size, part) for size, part in zip(sizes, tokenised, strict=True)]
-        # A later stage's state has the weights of the earlier ones in it.
-        newest = max((number for number, stage in enumerate(stages) if stage.saved()), default=0)
-        loss, stopped = None, False
-        for number, stage in enumerate(stages[newest:], newest):
+        # A later stage's state has what the earlier ones learnt in it.
+        number = max((n for n, size in enumerate(sizes) if newest_state(self._place(size))), default=0)
+        while True:
+            stage = self._stage(objective, sizes[: number + 1], tokenised[number])
             with _signals() as stop:
                 loss, stopped = self._train(stage, stop)
-            if stopped or number == len(stages) - 1:
+            if stopped or number == len(sizes) - 1:
                 break
+            number += 1
         longest = max(int(part.lengths.max()) for part in tokenised)
-        self._report("writing the checkpoint", 0, 1, "")
+        self._report("writing", 0, 1, "checkpoint")
         defaults = self._defaults(sizes[number])
         write_release(self.weights, objective.decoder, self.settings.output, defaults, longest, self.processes)
-        bad = sum(len(part.bad) for part in tokenised)
-        return Result(stage.step, stage.recipe.steps, loss, bad, finished=not stopped)
+        bad, cut = (max(counts) for counts in zip(*((len(part.bad), part.cut) for part in tokenised), strict=True))
+        return Result(stage.step, stage.recipe.steps, loss, bad, cut, finished=not stopped)
+
+    def _place(self, size: int) -> Path:
+        return self.folder / f"stage-{size}"
 
     def _target_sizes(self) -> tuple[int, ...]:
         if self.settings.target_sizes:
@@ -218,7 +223,8 @@ class Training:
             report=lambda done, total: self._report(f"encoding at {size}", done, total, "records"),
         )
 
-    def _stage(self, objective: Objective, size: int, tokenised: Tokenised) -> ShardedStage:
+    def _stage(self, objective: Objective, sizes: tuple[int, ...], tokenised: Tokenised) -> ShardedStage:
+        """The stage of the last of `sizes`, those before being what its weights have been through."""
         settings = self.settings
         epochs = Epochs(tokenised, settings.batch, PROMPT_DROP, settings.seed)
         recipe = Recipe(
@@ -231,10 +237,9 @@ class Training:
             ramp=max(1, round(RAMP_EPOCHS * epochs.steps)),
         )
         setting = {"data": tokenised.fingerprint, "batch": settings.batch, "dropout": self.weights.dropout}
-        setting |= {"lora": settings.lora, "precision": settings.precision}
-        return ShardedStage(
-            objective, epochs, recipe, self.folder, f"stage-{size}", self.processes, settings.rows, setting
-        )
+        setting |= {"lora": settings.lora, "precision": settings.precision, "target_sizes": list(sizes)}
+        place = self._place(sizes[-1])
+        return ShardedStage(objective, epochs, recipe, place, self.processes, settings.rows, setting)
 
     def _train(self, stage: ShardedStage, stop: threading.Event) -> tuple[float | None, bool]:
         """Trains a stage to its end, or until a process is told to stop; gives the last loss, and whether it was."""

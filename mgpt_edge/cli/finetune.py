@@ -89,8 +89,9 @@ def sft(
         return
     trained = "was trained to its end before" if result.loss is None else f"loss {result.loss:.4f}"
     print(f"{output}: {result.steps} steps, {trained}; the log and its plot are in {output / 'training'}")
-    if result.bad:
-        print(f"{result.bad} records were left out: {output / 'training'}/tokens-*/*/index.json says which and why")
+    if result.bad or result.cut:
+        places = output / "training" / "tokens-*" / "*" / "index.json"
+        print(f"records left out: {result.bad}, sequences cut at --max-length: {result.cut}; which and why: {places}")
 
 
 def _check(target_sizes: list[int], bad_records: str, *, several: bool) -> None:
@@ -146,7 +147,8 @@ class _Progress:
         if self.lines and (now - self.said > LINE_EVERY_S or done == total):
             self.said = now
             left = (now - self.began) / max(1, done - self.first) * (total - done)
-            print(f"{what}: {done} of {total} {note}, {left:.0f} s left", file=sys.stderr)
+            told = f", {left:.0f} s left" if done > self.first else ""
+            print(f"{what}: {done} of {total} {note}{told}", file=sys.stderr)
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()

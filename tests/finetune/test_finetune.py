@@ -118,11 +118,11 @@ def test_every_task_with_several_pictures(mgpt, checkpoints, data, tmp_path):
     common = ("--model", checkpoints["7b"], "--data", records, "--steps", 1, "--batch", 2, "--lora", 2)
     code, said, err = mgpt("finetune", "omni-sft", *common, "-o", tmp_path / "omni")
     assert code == 0, err
-    assert "1 records were left out" in said
+    assert "records left out: 1" in said
     assert (tmp_path / "omni" / "adapter" / "adapter_config.json").is_file()
     code, said, _ = mgpt("finetune", "fp-sft", *common, "-o", tmp_path / "fp")
     assert code == 0
-    assert "2 records were left out" in said
+    assert "records left out: 2" in said
     code, _, err = mgpt("finetune", "omni-sft", *common, "-o", tmp_path / "strict", "--bad-records", "fail")
     assert code == 2
     assert "record 3 (line " in err

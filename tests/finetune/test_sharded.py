@@ -19,7 +19,7 @@ from mgpt_edge.finetune.parallel import joined
 from mgpt_edge.finetune.parts import write_parts
 from mgpt_edge.finetune.release import write_release
 from mgpt_edge.finetune.sft import Recipe, Stage, pieces, summed_losses, whole
-from mgpt_edge.finetune.sharded import ShardedStage, Shares
+from mgpt_edge.finetune.sharded import ShardedStage, Shares, newest_state
 from mgpt_edge.finetune.weights import Weights
 from tests.families import LIKE_34B, write_checkpoint
 
@@ -66,7 +66,7 @@ def plain(checkpoint: Checkpoint, tensor=None) -> Decoder:
 
 def stage(checkpoint, processes, folder, recipe=RECIPE, rows=4, **weights) -> tuple[Weights, ShardedStage]:
     held = Weights(checkpoint=checkpoint, **({"dropout": 0.0, "dtype": torch.float32} | weights))
-    return held, ShardedStage(held.load(processes), Noise(), recipe, folder, "s", processes, rows, {"data": "noise"})
+    return held, ShardedStage(held.load(processes), Noise(), recipe, folder, processes, rows, {"data": "noise"})
 
 
 def full(model) -> dict[str, torch.Tensor]:
@@ -149,13 +149,13 @@ def test_a_resumed_stage_goes_on_with_the_same_losses(checkpoint, alone, tmp_pat
     assert [cut.train_step()["loss"] for _ in range(2)] == losses[:2]
     cut.save()
     cut.train_step()  # lost by the kill
-    (tmp_path / "cut" / "s" / ".state-000000003").mkdir()  # a state that was being written
+    (tmp_path / "cut" / ".state-000000003").mkdir()  # a state that was being written
     _, again = stage(checkpoint, alone, tmp_path / "cut", **options)
     assert again.resume()
     assert [again.train_step()["loss"] for _ in range(2)] == losses[2:]
     again.save()
-    assert again.saved().name == "state-000000004"
-    assert len(list((tmp_path / "cut" / "s").glob("state-*"))) == 1
+    assert newest_state(tmp_path / "cut").name == "state-000000004"
+    assert len(list((tmp_path / "cut").iterdir())) == 1
     for name, value in full(once.model).items():
         assert torch.equal(full(again.model)[name], value)
 
