@@ -32,8 +32,10 @@ def open_picture(source: PictureSource) -> Image.Image:
     """
     name = "the picture" if isinstance(source, Image.Image) else str(source)
     try:
-        picture = source if isinstance(source, Image.Image) else Image.open(Path(source), formats=FORMATS)
-        return _upright(picture, name)
+        if isinstance(source, Image.Image):
+            return _upright(source, name)
+        with Image.open(Path(source), formats=FORMATS) as picture:
+            return _upright(picture, name)
     except InvalidRequest:
         raise
     except (FileNotFoundError, IsADirectoryError) as error:

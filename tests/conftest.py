@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 
 from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
-from tests.families import LIKE_7B, LIKE_34B, write_checkpoint
+from tests.families import LIKE_7B, LIKE_34B, write_checkpoint, write_talker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,18 +35,20 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folder of a tiny checkpoint of each kind."""
-    return {kind: write_checkpoint(tmp_path_factory.mktemp(kind), overrides) for kind, overrides in KINDS.items()}
+    made = {kind: write_checkpoint(tmp_path_factory.mktemp(kind), overrides) for kind, overrides in KINDS.items()}
+    return made | {"talker": write_talker(tmp_path_factory.mktemp("talker"))}
 
 
 @pytest.fixture(scope="session")
-def bundle_of(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Bundle]:
-    """(kind, precision) -> its bundle."""
-    made: dict[tuple[str, str], Bundle] = {}
+def bundle_of(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
+    """(kind, precision, engine) -> its bundle; without an engine the precision's best."""
+    made: dict[tuple[str, str, str | None], Bundle] = {}
 
-    def make(kind: str, precision: str) -> Bundle:
-        if (kind, precision) not in made:
+    def make(kind: str, precision: str, engine: str | None = None) -> Bundle:
+        if (kind, precision, engine) not in made:
             out = tmp_path_factory.mktemp("bundles") / f"{kind}-{precision}"
-            made[kind, precision] = export_bundle(Checkpoint.open(checkpoints[kind]), out, precision=precision)
-        return made[kind, precision]
+            checkpoint = Checkpoint.open(checkpoints[kind])
+            made[kind, precision, engine] = export_bundle(checkpoint, out, precision=precision, engine=engine)
+        return made[kind, precision, engine]
 
     return make

@@ -6,10 +6,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from mgpt_edge.bench.random_checkpoint import SHAPES
 from mgpt_edge.bench.random_checkpoint import write_checkpoint as write
 from mgpt_edge.bench.random_tokenizer import family_tokenizer
+from mgpt_edge.export.tokenizer import read_vocabulary
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,4 +54,26 @@ def write_checkpoint(
     tiny = SHAPES["tiny"]
     shape = replace(tiny, decoder=replace(tiny.decoder, **(config_overrides or {})))
     write(folder, shape, seed=seed, dtype=dtype, vq=vq, shard_bytes=shard_bytes)
+    return folder
+
+
+def write_talker(folder: Path) -> Path:
+    """A tiny random checkpoint whose answers hold text, small pictures, and an end.
+
+    One dimension of every embedding is a constant, so that its column of the head says how likely each id is
+    everywhere, as a bias would.
+    """
+    write_checkpoint(folder, seed=3)
+    vocabulary = read_vocabulary((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["model.embed_tokens.weight"][:, 0] = 4.0
+    likely = torch.full((len(weights["lm_head.weight"]),), -4.0)
+    likely[vocabulary.first_grid + vocabulary.grids : vocabulary.size] = 0.0  # text
+    likely[vocabulary.grid(0) : vocabulary.grid(0) + vocabulary.grids] = -20.0
+    likely[[vocabulary.grid(1), vocabulary.grid(2)]] = 0.0
+    likely[[vocabulary.begin_image, vocabulary.separator]] = 0.9
+    weights["lm_head.weight"][vocabulary.end_image :] *= 0.4
+    weights["lm_head.weight"][:, 0] = likely
+    save_file(weights, path, metadata={"format": "pt"})
     return folder

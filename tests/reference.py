@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mgpt_edge.export.checkpoint import Checkpoint
     from mgpt_edge.runtime.layout import ImageLayout
     from mgpt_edge.runtime.request import Request
+    from mgpt_edge.runtime.vocabulary import Vocabulary
 
 
 def load_decoder(checkpoint: Checkpoint) -> Decoder:
@@ -73,3 +74,71 @@ def draw(decoder: Decoder, prompt: list[int], layout: ImageLayout, request: Requ
             )
         tokens.append(token)
         logits = cond.feed([token]), uncond.feed([token])
+
+
+@torch.inference_mode()
+def answer(
+    decoder: Decoder,
+    vocabulary: Vocabulary,
+    history: list[int],
+    request: Request,
+    *,
+    size: tuple[int, int] | None = None,
+    picture: bool = False,
+    limit: int = 10_000,
+) -> list[int]:
+    """Tokens of an answer of any kind, by counting over the whole sequence at each step; no cache at all.
+
+    Args:
+        decoder: of the checkpoint.
+        vocabulary: its ids.
+        history: all tokens before the answer.
+        request: how to sample.
+        size: (width, height) of every picture, where the caller asked for one.
+        picture: whether the answer is a picture and nothing else.
+        limit: most tokens.
+    """
+    v, made = vocabulary, []
+
+    def logits(tokens: list[int]) -> np.ndarray:
+        return decoder.logits(torch.tensor([tokens]))[0, -1].numpy()
+
+    def draw_from(low: int, high: int, top_k: int, *, start: int | None = None) -> int:
+        guided = start is not None and request.guidance != 1
+        return sample(
+            logits(sequence)[low:high],
+            logits(sequence[start:])[low:high] if guided else None,
+            first_id=low,
+            low=low,
+            high=high,
+            guidance=request.guidance if guided else 1.0,
+            top_k=top_k,
+            temperature=request.temperature,
+            seed=request.seed,
+            position=len(sequence),
+        )
+
+    while len(made) < limit:
+        sequence = [*history, *made]
+        if sequence.count(v.begin_image) == sequence.count(v.end_image):
+            if picture and made:
+                break
+            made.append(v.begin_image if picture else draw_from(0, v.size, request.text_top_k))
+            if made[-1] == v.separator:
+                break
+            continue
+        start = len(sequence) - 1 - sequence[::-1].index(v.begin_image)
+        height, width, *codes = [*sequence[start + 1 :], None, None][: max(2, len(sequence) - start - 1)]
+        if width is None:
+            wanted = None if size is None else v.first_grid + size[1 if height is None else 0] // 32
+            grids = v.first_grid + 1, v.first_grid + v.grids
+            made.append(wanted or draw_from(*grids, request.top_k))
+            continue
+        rows, columns = 2 * (height - v.first_grid), 2 * (width - v.first_grid)
+        if len(codes) == rows * (columns + 1):
+            made.append(v.end_image)
+        elif (len(codes) + 1) % (columns + 1) == 0:
+            made.append(v.end_row)
+        else:
+            made.append(draw_from(v.first_code, v.first_code + v.codes, request.top_k, start=start))
+    return made
