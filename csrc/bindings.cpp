@@ -20,6 +20,8 @@
 
 namespace py = pybind11;
 
+void bind_decoder(py::module_& module);  // bindings_decoder.cpp
+
 namespace {
 
 using Floats = py::array_t<float, py::array::c_style>;
@@ -216,4 +218,5 @@ PYBIND11_MODULE(_native, module) {
   module.def("cpu_features", &mgpt::cpu_features);
   module.def("read_bandwidth", &read_bandwidth, py::arg("bytes"), py::arg("threads"), py::arg("seconds"));
   bind_kv_rows(module);
+  bind_decoder(module);
 }

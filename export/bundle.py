@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from mgpt_edge.export import trace
 from mgpt_edge.export.checkpoint import to_array
+from mgpt_edge.export.engines import ENGINES, best_engine
 from mgpt_edge.export.forecast import describe
 from mgpt_edge.export.golden import golden_logits
 from mgpt_edge.export.graphfile import graph_bytes, write_graph
 from mgpt_edge.export.invariance import width_invariant
-from mgpt_edge.export.lower import cpu
-from mgpt_edge.export.lower.linears import PRECISIONS
+from mgpt_edge.export.lower import cpu, native
 from mgpt_edge.export.tokenizer import text_tokenizer
 from mgpt_edge.runtime import manifest as m
 from mgpt_edge.runtime.bundle import MANIFEST, Bundle, sha256, write_atomically
@@ -35,15 +35,13 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int, int], None]
     """(what is being done, bytes written, bytes in all)"""
 
-ENGINES = {"cpu": PRECISIONS}
-
 
 def export_bundle(
     checkpoint: Checkpoint,
     out: Path,
     *,
     precision: str = "int8",
-    engine: str = "cpu",
+    engine: str | None = None,
     target_size: int | None = None,
     progress: Progress = lambda *_: None,
 ) -> Bundle:
@@ -56,7 +54,7 @@ def export_bundle(
         checkpoint: opened.
         out: folder to make; it must not exist.
         precision: one of `ENGINES[engine]`.
-        engine: one of `ENGINES`.
+        engine: one of `ENGINES`; unless given, the first that has the precision.
         target_size: side in pixels it was trained for, where the checkpoint does not say.
         progress: told after each weight.
 
@@ -65,13 +63,19 @@ def export_bundle(
         CheckpointError: a weight cannot be read or packed.
         BundleError: `out` exists or cannot be written.
     """
+    engine = engine or best_engine(precision)
     _check_request(checkpoint, precision, engine, target_size)
     with _temporary(out) as folder:
-        graphs = _lower(checkpoint, precision)
-        total = sum(map(graph_bytes, graphs.values()))
-        done = 0
-        for name, graph in graphs.items():
-            for count in write_graph(graph, folder, name):
+        graphs = _vq_graphs(checkpoint)
+        if engine == "cpu":
+            graphs = _decoder_graphs(checkpoint, precision) | graphs
+        parts = {name: write_graph(graph, folder, name) for name, graph in graphs.items()}
+        total, done = sum(map(graph_bytes, graphs.values())), 0
+        if engine == "native":
+            parts["decoder"] = native.write_decoder(checkpoint, checkpoint.config, folder)
+            total += native.decoder_bytes(checkpoint)
+        for name, part in parts.items():
+            for count in part:
                 done += count
                 progress(name, done, total)
         (folder / "tokenizer.json").write_text(text_tokenizer(checkpoint.tokenizer_json), encoding="utf-8")
@@ -84,7 +88,7 @@ def export_bundle(
             _files(folder),
             engine=engine,
             target_size=target_size or checkpoint.defaults.target_size,
-            width_invariant=width_invariant(checkpoint, precision),
+            width_invariant=width_invariant(checkpoint, precision, engine),
         )
         write_atomically(folder / MANIFEST, (json.dumps(manifest.to_json(), indent=1) + "\n").encode())
     return Bundle.peek(out)
@@ -125,18 +129,22 @@ def _temporary(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _lower(checkpoint: Checkpoint, precision: str) -> dict[str, ir.Model]:
+def _decoder_graphs(checkpoint: Checkpoint, precision: str) -> dict[str, ir.Model]:
     config, vocabulary = checkpoint.config, checkpoint.vocabulary
 
     def head(start: int, stop: int) -> ir.Model:
         graph = trace.trace_head(config.hidden_size, stop - start)
         return cpu.lower_head(graph, lambda _: checkpoint.array("lm_head.weight")[start:stop], precision)
 
-    graphs = {
+    return {
         "decoder": cpu.lower_decoder(trace.trace_decoder(config, checkpoint.norm_groups), checkpoint.array, precision),
         "head_image": head(*vocabulary.code_range),
         "head_text": head(0, vocabulary.size),
     }
+
+
+def _vq_graphs(checkpoint: Checkpoint) -> dict[str, ir.Model]:
+    graphs: dict[str, ir.Model] = {}
     vq = checkpoint.vq
     if vq is not None:
 

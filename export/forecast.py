@@ -7,12 +7,15 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from mgpt_edge.export.engines import best_engine
+from mgpt_edge.export.lower import native
 from mgpt_edge.export.lower.linears import PRECISIONS
 from mgpt_edge.export.quantise import int4
 from mgpt_edge.runtime import manifest as m
 
 if TYPE_CHECKING:
     from mgpt_edge.export.checkpoint import Checkpoint
+    from mgpt_edge.export.config import DecoderConfig
 
 PACKAGES = ("mgpt-edge", "torch", "onnx", "onnxruntime", "onnxscript")
 UNKNOWN_TARGET = 512
@@ -38,14 +41,7 @@ def describe(
         precision=precision,
         width_invariant=width_invariant,
         vocabulary=checkpoint.vocabulary,
-        dimensions=m.Dimensions(
-            layers=config.num_layers,
-            hidden_size=config.hidden_size,
-            heads=config.num_heads,
-            kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            rope_theta=config.rope_theta,
-        ),
+        dimensions=dimensions(config),
         pictures=m.Pictures(
             stride=16 if vq is None else vq.config.stride,
             channels=128 if vq is None else vq.config.channels,
@@ -68,6 +64,18 @@ def describe(
     )
 
 
+def dimensions(config: DecoderConfig) -> m.Dimensions:
+    """What of a decoder's configuration stands in a manifest."""
+    return m.Dimensions(
+        layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        heads=config.num_heads,
+        kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        rope_theta=config.rope_theta,
+    )
+
+
 def forecasts(checkpoint: Checkpoint) -> dict[str, m.Manifest]:
     """Precision -> the manifest its bundle would have, with the sizes of its files computed, not written."""
     target = checkpoint.defaults.target_size or UNKNOWN_TARGET
@@ -76,7 +84,7 @@ def forecasts(checkpoint: Checkpoint) -> dict[str, m.Manifest]:
             checkpoint,
             precision,
             _files(checkpoint, precision),
-            engine="cpu",
+            engine=best_engine(precision),
             target_size=target,
             width_invariant=False,
         )
@@ -85,20 +93,26 @@ def forecasts(checkpoint: Checkpoint) -> dict[str, m.Manifest]:
 
 
 def _files(checkpoint: Checkpoint, precision: str) -> dict[str, m.FileEntry]:
-    config, vocabulary = checkpoint.config, checkpoint.vocabulary
-    embedding = checkpoint.tensor_bytes("model.embed_tokens.weight")
-    layers = sum(
-        _bytes(shape, precision) for name, shape in config.shapes().items() if name.startswith("model.layers.")
-    )
-    sizes = {
-        "decoder.data": embedding + layers,
-        "head_image.data": _bytes((vocabulary.codes, config.hidden_size), precision),
-    }
+    if best_engine(precision) == "native":
+        sizes = {native.FILE: native.decoder_bytes(checkpoint)}
+    else:
+        sizes = _graph_sizes(checkpoint, precision)
     if checkpoint.vq is not None:
         for half in ("encoder", "decoder"):
             shapes = checkpoint.vq.shapes.items()
             sizes[f"vq_{half}.data"] = sum(math.prod(shape) * 4 for name, shape in shapes if name.startswith(half))
     return {name: m.FileEntry(bytes=size, sha256="") for name, size in sizes.items()}
+
+
+def _graph_sizes(checkpoint: Checkpoint, precision: str) -> dict[str, int]:
+    config = checkpoint.config
+    layers = sum(
+        _bytes(shape, precision) for name, shape in config.shapes().items() if name.startswith("model.layers.")
+    )
+    return {
+        "decoder.data": checkpoint.tensor_bytes("model.embed_tokens.weight") + layers,
+        "head_image.data": _bytes((checkpoint.vocabulary.codes, config.hidden_size), precision),
+    }
 
 
 def _bytes(shape: tuple[int, ...], precision: str) -> int:

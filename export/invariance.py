@@ -10,35 +10,65 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnxruntime as ort
 
+from mgpt_edge.export.forecast import dimensions
 from mgpt_edge.export.graphfile import write_graph
-from mgpt_edge.export.lower import cpu
+from mgpt_edge.export.lower import cpu, native
 from mgpt_edge.export.trace import trace_decoder
+from mgpt_edge.runtime.engines.native import FILE, load_decoder
 from mgpt_edge.runtime.rotary import rotary_tables
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from mgpt_edge.export.checkpoint import Checkpoint
+    from mgpt_edge.export.config import DecoderConfig
+
+    Run = Callable[[NDArray[np.int64], int], NDArray[np.float32]]
+    """(tokens, width of the passes) -> what comes out for each token."""
 
 LAYERS = 2  # kernels are chosen by shape, so two layers behave as all do, and fit in memory
 TOKENS = 192
 WIDTHS = (1, 2, 5, 16)
 
 
-def width_invariant(checkpoint: Checkpoint, precision: str) -> bool:
+def width_invariant(checkpoint: Checkpoint, precision: str, engine: str) -> bool:
     """Runs the first layers over random tokens in passes of several widths and compares the bits."""
     config = replace(checkpoint.config, num_layers=min(LAYERS, checkpoint.config.num_layers))
+    low, high = checkpoint.vocabulary.code_range
+    tokens = np.random.default_rng(0).integers(low, high, TOKENS)
+    hidden = _by_native if engine == "native" else _by_onnxruntime
+    with tempfile.TemporaryDirectory() as folder:
+        run = hidden(checkpoint, config, precision, Path(folder))
+        whole = run(tokens, TOKENS)
+        return all(np.array_equal(whole, run(tokens, width)) for width in WIDTHS)
+
+
+def _by_native(checkpoint: Checkpoint, config: DecoderConfig, _: str, folder: Path) -> Run:
+    for _part in native.write_decoder(checkpoint, config, folder):
+        pass
+    decoder = load_decoder(folder / FILE, dimensions(config), config.vocab_size, threads=1)
+    decoder.rotate(*rotary_tables(TOKENS, config.head_dim, config.rope_theta))
+
+    def run(tokens: NDArray[np.int64], width: int) -> NDArray[np.float32]:
+        cache, logits = decoder.cache([len(tokens)]), np.empty((len(tokens), config.vocab_size), np.float32)
+        for start in range(0, len(tokens), width):
+            part, out = tokens[start : start + width].tolist(), logits[start : start + width]
+            decoder.forward(cache, [(0, part)], 0, config.vocab_size, every=True, out=out)
+        return logits
+
+    return run
+
+
+def _by_onnxruntime(checkpoint: Checkpoint, config: DecoderConfig, precision: str, folder: Path) -> Run:
     graph = trace_decoder(config, checkpoint.norm_groups)
     graph = cpu.lower_decoder(graph, checkpoint.array, precision)
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in write_graph(graph, Path(folder), "decoder"):
-            pass
-        session = ort.InferenceSession(Path(folder) / "decoder.onnx", providers=["CPUExecutionProvider"])
-        low, high = checkpoint.vocabulary.code_range
-        tokens = np.random.default_rng(0).integers(low, high, TOKENS)
-        tables = rotary_tables(TOKENS + 1, config.head_dim, config.rope_theta)
-        whole = _hidden(session, tokens, TOKENS, tables)
-        return all(np.array_equal(whole, _hidden(session, tokens, width, tables)) for width in WIDTHS)
+    for _ in write_graph(graph, folder, "decoder"):
+        pass
+    session = ort.InferenceSession(folder / "decoder.onnx", providers=["CPUExecutionProvider"])
+    tables = rotary_tables(TOKENS + 1, config.head_dim, config.rope_theta)
+    return lambda tokens, width: _hidden(session, tokens, width, tables)
 
 
 def _hidden(

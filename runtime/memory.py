@@ -84,8 +84,10 @@ def tokens_that_fit(manifest: Manifest, layout: ImageLayout, prompt: int, rows: 
 
 
 def _token_bytes(manifest: Manifest) -> int:
+    """K/V of one token: float32, or in the native engine's cache bytes with two scales a head."""
     d = manifest.dimensions
-    return 2 * d.layers * d.kv_heads * d.head_dim * 4
+    head = 2 * d.head_dim + 8 if manifest.engine == "native" else 2 * d.head_dim * 4
+    return d.layers * d.kv_heads * head
 
 
 def _beyond_weights(need: Estimate) -> int:

@@ -14,8 +14,8 @@ from mgpt_edge.runtime.answer import Answer
 from mgpt_edge.runtime.bundle import Bundle, default_bundle
 from mgpt_edge.runtime.chat import Chat
 from mgpt_edge.runtime.decode import decode
-from mgpt_edge.runtime.engines.ort import OrtEngine
-from mgpt_edge.runtime.errors import CompatibilityWarning, IncompatibleEngine, InvalidRequest
+from mgpt_edge.runtime.engines import load_engine
+from mgpt_edge.runtime.errors import CompatibilityWarning, InvalidRequest
 from mgpt_edge.runtime.job import Intake
 from mgpt_edge.runtime.layout import nearest_bucket
 from mgpt_edge.runtime.pictures import open_picture, several
@@ -58,12 +58,9 @@ class Model:
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         manifest = bundle.manifest
-        if manifest.engine != "cpu":
-            msg = f"{bundle.folder} was exported for engine {manifest.engine!r}; this version runs 'cpu'"
-            raise IncompatibleEngine(msg)
         self.bundle = bundle
         self.manifest = manifest
-        self.engine = OrtEngine(bundle, threads or memory.physical_cores())
+        self.engine = load_engine(bundle, threads or memory.physical_cores())
         self.tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer.json")))
         self.intake = Intake(manifest, self.engine, self.tokenizer)
         self.presenter = Presenter(bundle, self.engine, self.tokenizer)

@@ -23,7 +23,9 @@ def export(
         Path | None, typer.Option(help="Folder of the VQ files, where they are not beside config.json.")
     ] = None,
     precision: Annotated[str, typer.Option(help="fp32, int8 or int4.")] = "int8",
-    engine: Annotated[str, typer.Option(help="cpu.")] = "cpu",
+    engine: Annotated[
+        str | None, typer.Option(help="native (int8) or cpu (ONNX Runtime); the best for the precision unless given.")
+    ] = None,
     target_size: Annotated[int | None, typer.Option(help="Side in pixels that the checkpoint was trained for.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -42,7 +44,7 @@ def export(
     if as_json:
         print(json.dumps({"bundle": str(output), "bytes": size, "digest": bundle.digest, "note": note}))
         return
-    print(f"{output}: {bundle.manifest.name}, {precision} for {engine}, {size / 1e6:,.1f} MB")
+    print(f"{output}: {bundle.manifest.name}, {precision} for {bundle.manifest.engine}, {size / 1e6:,.1f} MB")
     if note:
         print(note)
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from importlib import metadata
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mgpt_edge.runtime._native import KvRows, cpu_features
-from mgpt_edge.runtime.errors import CompatibilityWarning, IncompatibleEngine, OutOfMemory
+from mgpt_edge.runtime.engines.graphs import Graphs, onnxruntime
+from mgpt_edge.runtime.errors import CompatibilityWarning, OutOfMemory
 from mgpt_edge.runtime.rotary import rotary_tables
 
 if TYPE_CHECKING:
@@ -26,43 +25,13 @@ if TYPE_CHECKING:
 ROWS = 2
 
 
-@cache
-def onnxruntime() -> Any:
-    """The installed ONNX Runtime module.
-
-    Raises:
-        IncompatibleEngine: none is installed, or two that overwrite each other.
-    """
-    found = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
-    if len(found) == 2:
-        msg = (
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
-            "keep one: pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'mgpt-edge[cpu]' (or [cuda])"
-        )
-        raise IncompatibleEngine(msg)
-    try:
-        import onnxruntime as module
-    except ImportError as error:
-        msg = f"no ONNX Runtime can be imported ({error}); install one: pip install 'mgpt-edge[cpu]' (or [cuda])"
-        raise IncompatibleEngine(msg) from error
-    return module
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
 def may_saturate(features: dict[str, bool]) -> bool:
     """Whether products of uint8 and int8 are summed in pairs in 16 bits, as on x86 before VNNI."""
     return not any(features.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8", "neon"))
 
 
-class OrtEngine:
-    """The graphs of a `cpu` bundle; each is loaded when first used, the decoder at once.
+class OrtEngine(Graphs):
+    """The graphs of a `cpu` bundle, the decoder among them.
 
     Args:
         bundle: opened, of engine "cpu".
@@ -70,10 +39,7 @@ class OrtEngine:
     """
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
-        self.bundle = bundle
-        self.threads = threads
-        self.lock = threading.Lock()
-        self._sessions: dict[str, Any] = {}
+        super().__init__(bundle, threads)
         self._tables = rotary_tables(1, 2, 1.0)
         if bundle.manifest.precision == "int8" and may_saturate(cpu_features()):
             msg = (
@@ -83,39 +49,8 @@ class OrtEngine:
             warnings.warn(msg, CompatibilityWarning, stacklevel=4)
         self.session("decoder")
 
-    def session(self, name: str) -> Any:
-        """The loaded graph `name`.onnx of the bundle.
-
-        Raises:
-            IncompatibleEngine: ONNX Runtime refuses it.
-        """
-        if name not in self._sessions:
-            ort = onnxruntime()
-            options = ort.SessionOptions()
-            options.intra_op_num_threads = self.threads
-            options.log_severity_level = 3
-            path = self.bundle.path(f"{name}.onnx")
-            try:
-                self._sessions[name] = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            except Exception as error:
-                msg = f"onnxruntime {ort.__version__} can't load {path}: {error}; see: mgpt doctor"
-                raise IncompatibleEngine(msg) from error
-        return self._sessions[name]
-
     def open(self, capacities: tuple[int, int]) -> OrtRows:
         return OrtRows(self, capacities)
-
-    def decode_pixels(self, codes: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return self._run("vq_decoder", codes)
-
-    def encode_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-        return self._run("vq_encoder", pixels)
-
-    def _run(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
-        with self.lock:
-            session = self.session(name)
-            (result,) = session.run(None, {session.get_inputs()[0].name: array[None]})
-        return result[0]  # type: ignore[no-any-return]
 
     def rotary(self, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Tables of at least `positions`; they grow and are shared by all streams."""

@@ -85,7 +85,7 @@ def test_image_head_is_a_slice_of_the_text_head(bundle_of):
 
 
 def test_rollback_forgets(bundle_of):
-    engine = OrtEngine(bundle_of("34b", "int8"), threads=1)
+    engine = OrtEngine(bundle_of("34b", "int8", "cpu"), threads=1)
     rows = engine.open((20, 20))
     first = rows.forward(([1, 2, 3], [4]), "image").copy()
     before = rows.forward(([5], [6]), "image").copy()
@@ -101,7 +101,7 @@ def test_quantised_logits_stay_near(precision, tolerance, bundle_of):
     """Small random layers are the worst case; trained ones are measured by their pictures."""
     tokens = ([1, 20, 30, 40, 50], [7, 8])
     exact = OrtEngine(bundle_of("7b", "fp32"), threads=1).open((8, 8)).forward(tokens, "text").copy()
-    packed = OrtEngine(bundle_of("7b", precision), threads=1).open((8, 8)).forward(tokens, "text")
+    packed = OrtEngine(bundle_of("7b", precision, "cpu"), threads=1).open((8, 8)).forward(tokens, "text")
     assert np.linalg.norm(packed - exact) <= tolerance * np.linalg.norm(exact)
 
 
@@ -109,7 +109,7 @@ def test_golden_logits_come_from_pytorch(bundle_of):
     from mgpt_edge.runtime.golden import recompute
 
     for precision, largest in (("fp32", 1e-5), ("int8", 2e-2), ("int4", 5e-2)):
-        bundle = bundle_of("34b", precision)
+        bundle = bundle_of("34b", precision, "cpu")
         assert recompute(bundle, OrtEngine(bundle, threads=1)) <= largest
 
 

@@ -1,0 +1,323 @@
+#include "decoder.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+namespace mgpt::cpu {
+namespace {
+
+constexpr std::int64_t kTokensAtOnce = 64;  // longer passes are cut: the workspace stays small
+constexpr std::size_t kAlignment = 64;
+
+std::int64_t whole_blocks(std::int64_t tokens) {
+  return (tokens + kChannels - 1) / kChannels * kChannels;
+}
+
+}  // namespace
+
+// ---- cache ----------------------------------------------------------------------------------------------------------
+
+void Cache::Free::operator()(std::byte* memory) const {
+  ::operator delete[](memory, std::align_val_t{kAlignment});
+}
+
+Cache::Cache(const Dimensions& dimensions, std::vector<std::int64_t> capacities)
+    : layers_(dimensions.layers),
+      kv_heads_(dimensions.kv_heads),
+      head_dim_(dimensions.head_dim),
+      capacities_(std::move(capacities)),
+      lengths_(capacities_.size(), 0) {
+  for (const std::int64_t capacity : capacities_) {
+    if (capacity < 0) throw std::invalid_argument("capacities must not be negative");
+    const std::int64_t padded = whole_blocks(capacity);
+    padded_.push_back(padded);
+    offsets_.push_back(layer_bytes_);
+    // Keys and values, then a scale each; all of them multiples of 64 bytes.
+    layer_bytes_ += static_cast<std::size_t>(kv_heads_ * padded * (2 * head_dim_ + 8));
+  }
+  bytes_ = layer_bytes_ * static_cast<std::size_t>(layers_);
+  memory_.reset(new (std::align_val_t{kAlignment}) std::byte[std::max<std::size_t>(bytes_, 1)]);
+  std::memset(memory_.get(), 0, bytes_);
+}
+
+HeadCache Cache::head(std::int64_t layer, std::int64_t row, std::int64_t head) const {
+  const auto index = static_cast<std::size_t>(row);
+  const std::int64_t padded = padded_[index];
+  const auto bytes = static_cast<std::size_t>(padded * (2 * head_dim_ + 8));
+  std::byte* start = memory_.get() + static_cast<std::size_t>(layer) * layer_bytes_ + offsets_[index] +
+                     static_cast<std::size_t>(head) * bytes;
+  auto* keys = reinterpret_cast<std::uint8_t*>(start);
+  auto* values = reinterpret_cast<std::int8_t*>(keys + padded * head_dim_);
+  auto* key_scales = reinterpret_cast<float*>(values + padded * head_dim_);
+  return {keys, key_scales, values, key_scales + padded};
+}
+
+void Cache::append(std::int64_t row, std::int64_t tokens) {
+  const auto index = static_cast<std::size_t>(row);
+  if (tokens < 0 || lengths_.at(index) + tokens > capacities_[index]) {
+    throw std::out_of_range("row " + std::to_string(row) + " holds " + std::to_string(capacities_[index]) +
+                            " tokens, " + std::to_string(lengths_[index]) + " + " + std::to_string(tokens) +
+                            " do not fit");
+  }
+  lengths_[index] += tokens;
+}
+
+void Cache::rollback(std::int64_t row, std::int64_t length) {
+  const auto index = static_cast<std::size_t>(row);
+  if (length < 0 || length > lengths_.at(index)) {
+    throw std::out_of_range("row " + std::to_string(row) + " has " + std::to_string(lengths_.at(index)) +
+                            " tokens, can't go back to " + std::to_string(length));
+  }
+  lengths_[index] = length;
+}
+
+void Cache::copy_prefix(std::int64_t source, std::int64_t target, std::int64_t length) {
+  if (length < 0 || length > this->length(source) || length > capacity(target)) {
+    throw std::out_of_range("a prefix of " + std::to_string(length) + " tokens is not within rows " +
+                            std::to_string(source) + " and " + std::to_string(target));
+  }
+  if (source == target) return rollback(target, length);
+  const auto tokens = static_cast<std::size_t>(whole_blocks(length));
+  const auto dim = static_cast<std::size_t>(head_dim_);
+  for (std::int64_t layer = 0; layer < layers_; ++layer) {
+    for (std::int64_t head = 0; head < kv_heads_; ++head) {
+      const HeadCache from = this->head(layer, source, head), to = this->head(layer, target, head);
+      std::memcpy(to.keys, from.keys, tokens * dim);
+      std::memcpy(to.values, from.values, tokens * dim);
+      std::memcpy(to.key_scales, from.key_scales, tokens * sizeof(float));
+      std::memcpy(to.value_scales, from.value_scales, tokens * sizeof(float));
+    }
+  }
+  lengths_[static_cast<std::size_t>(target)] = length;
+}
+
+// ---- passes ---------------------------------------------------------------------------------------------------------
+
+struct Decoder::Workspace {
+  std::vector<float> stream;       // [tokens, hidden]: every member keeps the residual stream itself
+  std::vector<float> normalised;   // [tokens, hidden]
+  std::vector<float> projected;    // [tokens, channels of this member]
+  std::vector<float> scores;       // [capacity of the longest row]
+  std::vector<std::int8_t> bytes;  // [tokens, widest input]
+  std::vector<float> scales;       // [tokens]
+  std::vector<std::int32_t> sums;  // [tokens]
+};
+
+Decoder::Decoder(Model model, int threads, const Kernels& kernels)
+    : model_(std::move(model)), kernels_(kernels), team_(threads) {
+  const Dimensions& d = model_.dimensions;
+  const auto tokens = static_cast<std::size_t>(kTokensAtOnce);
+  const std::int64_t mixed = d.heads * d.head_dim;
+  const std::int64_t widest = std::max({d.hidden, mixed, d.intermediate});
+  for (int member = 0; member < threads; ++member) {
+    const Range kv = share(d.kv_heads, member, threads);
+    const Range ffn = share(d.intermediate / kChannels, member, threads);
+    const std::int64_t channels = std::max((kv.last - kv.first) * (d.heads / d.kv_heads + 2) * d.head_dim,
+                                           (ffn.last - ffn.first) * 2 * kChannels);
+    auto work = std::make_unique<Workspace>();
+    work->stream.resize(tokens * static_cast<std::size_t>(d.hidden));
+    work->normalised.resize(tokens * static_cast<std::size_t>(d.hidden));
+    work->projected.resize(tokens * static_cast<std::size_t>(channels));
+    work->bytes.resize(tokens * static_cast<std::size_t>(widest));
+    work->scales.resize(tokens);
+    work->sums.resize(tokens);
+    work_.push_back(std::move(work));
+  }
+  mixed_.resize(tokens * static_cast<std::size_t>(mixed));
+  gated_.resize(tokens * static_cast<std::size_t>(d.intermediate));
+  delta_.resize(tokens * static_cast<std::size_t>(d.hidden));
+}
+
+Decoder::~Decoder() = default;
+
+void Decoder::forward(Cache& cache, std::span<const Segment> segments, float* hidden) {
+  std::vector<Token> tokens;
+  std::int64_t longest = 0;
+  for (const Segment& segment : segments) {
+    const std::int64_t length = cache.length(segment.row);
+    const std::int64_t end = length + static_cast<std::int64_t>(segment.tokens.size());
+    if (end > cache.capacity(segment.row) || end > model_.positions) {
+      throw std::out_of_range("row " + std::to_string(segment.row) + " holds " +
+                              std::to_string(std::min(cache.capacity(segment.row), model_.positions)) + " tokens, " +
+                              std::to_string(end) + " do not fit");
+    }
+    std::int64_t position = length;
+    for (const std::int64_t id : segment.tokens) {
+      if (id < 0 || id >= model_.dimensions.vocabulary) {
+        throw std::out_of_range("token " + std::to_string(id) + " is not within the vocabulary of " +
+                                std::to_string(model_.dimensions.vocabulary));
+      }
+      tokens.push_back({segment.row, position++, id});
+    }
+    longest = std::max(longest, end);
+  }
+  for (auto& work : work_) {
+    const auto needed = static_cast<std::size_t>(whole_blocks(longest));
+    if (work->scores.size() < needed) work->scores.resize(needed);
+  }
+  for (std::size_t start = 0; start < tokens.size(); start += static_cast<std::size_t>(kTokensAtOnce)) {
+    const std::size_t count = std::min(tokens.size() - start, static_cast<std::size_t>(kTokensAtOnce));
+    run(cache, std::span(tokens).subspan(start, count),
+        hidden + static_cast<std::int64_t>(start) * model_.dimensions.hidden);
+  }
+  for (const Segment& segment : segments) {
+    cache.append(segment.row, static_cast<std::int64_t>(segment.tokens.size()));
+  }
+}
+
+void Decoder::run(Cache& cache, std::span<const Token> tokens, float* hidden) {
+  const Dimensions& d = model_.dimensions;
+  const auto rows = static_cast<std::int64_t>(tokens.size());
+  team_.run([&](int member) {
+    Workspace& work = *work_[static_cast<std::size_t>(member)];
+    for (std::int64_t t = 0; t < rows; ++t) {
+      const std::uint16_t* row = model_.embedding + tokens[static_cast<std::size_t>(t)].id * d.hidden;
+      float* x = work.stream.data() + t * d.hidden;
+      for (std::int64_t i = 0; i < d.hidden; ++i) {
+        const std::uint32_t bits = static_cast<std::uint32_t>(row[i]) << 16;
+        std::memcpy(x + i, &bits, sizeof bits);
+      }
+    }
+    for (std::int64_t index = 0; index < d.layers; ++index) {
+      const Layer& layer = model_.layers[static_cast<std::size_t>(index)];
+      attention(member, layer, index, cache, tokens);
+      residual(work, layer.attention_norm, rows);
+      feed_forward(member, layer, rows);
+      residual(work, layer.mlp_norm, rows);
+    }
+    const Range mine = share(rows, member, team_.size());
+    for (std::int64_t t = mine.first; t < mine.last; ++t) {
+      kernels_.rms_norm(work.stream.data() + t * d.hidden, model_.norm, d.norm_eps, d.hidden, hidden + t * d.hidden);
+    }
+  });
+}
+
+// A branch's input, as bytes: the residual stream, normalised if the norm stands before the branch.
+Activations Decoder::branch_input(Workspace& work, const float* norm, std::int64_t rows) const {
+  const Dimensions& d = model_.dimensions;
+  if (d.norm_after) return quantised(work, work.stream.data(), rows, d.hidden);
+  for (std::int64_t t = 0; t < rows; ++t) {
+    const float* x = work.stream.data() + t * d.hidden;
+    kernels_.rms_norm(x, norm, d.norm_eps, d.hidden, work.normalised.data() + t * d.hidden);
+  }
+  return quantised(work, work.normalised.data(), rows, d.hidden);
+}
+
+// Every member quantises all rows itself: cheaper than one more barrier.
+Activations Decoder::quantised(Workspace& work, const float* x, std::int64_t rows, std::int64_t size) const {
+  for (std::int64_t t = 0; t < rows; ++t) {
+    const auto i = static_cast<std::size_t>(t);
+    kernels_.quantise(x + t * size, size, work.bytes.data() + t * size, &work.scales[i], &work.sums[i]);
+  }
+  return {work.bytes.data(), work.scales.data(), work.sums.data(), rows, size};
+}
+
+// A member computes its heads from the projection to what attention leaves, then its channels of the output.
+void Decoder::attention(int member, const Layer& layer, std::int64_t index, const Cache& cache,
+                        std::span<const Token> tokens) {
+  const Dimensions& d = model_.dimensions;
+  Workspace& work = *work_[static_cast<std::size_t>(member)];
+  const auto rows = static_cast<std::int64_t>(tokens.size());
+  const std::int64_t group = d.heads / d.kv_heads, dim = d.head_dim;
+  const std::int64_t channels = (group + 2) * dim;  // of one K/V head
+  const Range mine = share(d.kv_heads, member, team_.size());
+  const std::int64_t stride = (mine.last - mine.first) * channels;
+  const Activations x = branch_input(work, layer.attention_norm, rows);
+  kernels_.linear(layer.qkv, x, mine.first * channels / kChannels, mine.last * channels / kChannels,
+                  work.projected.data(), stride);
+  for (std::int64_t kv = mine.first; kv < mine.last; ++kv) {
+    float* head = work.projected.data() + (kv - mine.first) * channels;
+    for (std::int64_t t = 0; t < rows; ++t) {
+      const Token& token = tokens[static_cast<std::size_t>(t)];
+      float* query = head + t * stride;
+      for (std::int64_t q = 0; q < group; ++q) {
+        const std::int64_t offset = (kv * group + q) * dim;
+        kernels_.norm_and_rotate(query + q * dim, layer.query_weight + offset, layer.query_bias + offset,
+                                 model_.rotation, token.position, dim);
+      }
+      float* key = query + group * dim;
+      kernels_.norm_and_rotate(key, layer.key_weight + kv * dim, layer.key_bias + kv * dim, model_.rotation,
+                               token.position, dim);
+      kernels_.append(cache.head(index, token.row, kv), key, key + dim, token.position, dim);
+    }
+    for (std::int64_t t = 0; t < rows; ++t) {
+      const Token& token = tokens[static_cast<std::size_t>(t)];
+      const HeadCache past = cache.head(index, token.row, kv);
+      for (std::int64_t q = 0; q < group; ++q) {
+        kernels_.attend(past, head + t * stride + q * dim, token.position, dim, work.scores.data(),
+                        mixed_.data() + (t * d.heads + kv * group + q) * dim);
+      }
+    }
+  }
+  team_.barrier();
+  const Activations y = quantised(work, mixed_.data(), rows, d.heads * dim);
+  const Range out = share(d.hidden / kChannels, member, team_.size());
+  kernels_.linear(layer.out, y, out.first, out.last, delta_.data() + out.first * kChannels, d.hidden);
+  team_.barrier();
+}
+
+void Decoder::feed_forward(int member, const Layer& layer, std::int64_t rows) {
+  const Dimensions& d = model_.dimensions;
+  Workspace& work = *work_[static_cast<std::size_t>(member)];
+  const Range mine = share(d.intermediate / kChannels, member, team_.size());
+  const std::int64_t size = (mine.last - mine.first) * kChannels;
+  const Activations x = branch_input(work, layer.mlp_norm, rows);
+  kernels_.linear(layer.gate_up, x, 2 * mine.first, 2 * mine.last, work.projected.data(), 2 * size);
+  for (std::int64_t t = 0; t < rows; ++t) {
+    kernels_.gate(work.projected.data() + t * 2 * size, size,
+                  gated_.data() + t * d.intermediate + mine.first * kChannels);
+  }
+  team_.barrier();
+  const Activations y = quantised(work, gated_.data(), rows, d.intermediate);
+  const Range out = share(d.hidden / kChannels, member, team_.size());
+  kernels_.linear(layer.down, y, out.first, out.last, delta_.data() + out.first * kChannels, d.hidden);
+  team_.barrier();
+}
+
+// What a branch leaves joins the stream, normalised if the norm stands behind the branch.
+void Decoder::residual(Workspace& work, const float* norm, std::int64_t rows) const {
+  const Dimensions& d = model_.dimensions;
+  for (std::int64_t t = 0; t < rows; ++t) {
+    const float* delta = delta_.data() + t * d.hidden;
+    if (d.norm_after) {
+      kernels_.rms_norm(delta, norm, d.norm_eps, d.hidden, work.normalised.data());
+      delta = work.normalised.data();
+    }
+    kernels_.add(work.stream.data() + t * d.hidden, delta, d.hidden);
+  }
+}
+
+void Decoder::logits(const float* hidden, std::int64_t rows, std::int64_t low, std::int64_t high, float* out) {
+  const Dimensions& d = model_.dimensions;
+  if (low < 0 || high > d.vocabulary || low >= high) {
+    throw std::out_of_range("ids [" + std::to_string(low) + ", " + std::to_string(high) +
+                            ") are not within the vocabulary of " + std::to_string(d.vocabulary));
+  }
+  const std::int64_t first = low / kChannels, last = (high + kChannels - 1) / kChannels;
+  for (std::int64_t start = 0; start < rows; start += kTokensAtOnce) {
+    const std::int64_t count = std::min(rows - start, kTokensAtOnce);
+    team_.run([&](int member) {
+      Workspace& work = *work_[static_cast<std::size_t>(member)];
+      const Activations x = quantised(work, hidden + start * d.hidden, count, d.hidden);
+      const Range mine = share(last - first, member, team_.size());
+      // In pieces that fit the workspace; a piece's ends may lie outside [low, high).
+      const auto room = static_cast<std::int64_t>(work.projected.size()) / (count * kChannels);
+      for (std::int64_t block = first + mine.first; block < first + mine.last; block += room) {
+        const std::int64_t end = std::min(block + room, first + mine.last);
+        const std::int64_t stride = (end - block) * kChannels;
+        kernels_.linear(model_.head, x, block, end, work.projected.data(), stride);
+        const std::int64_t from = std::max(block * kChannels, low), to = std::min(end * kChannels, high);
+        for (std::int64_t t = 0; t < count; ++t) {
+          std::memcpy(out + (start + t) * (high - low) + from - low,
+                      work.projected.data() + t * stride + from - block * kChannels,
+                      static_cast<std::size_t>(to - from) * sizeof(float));
+        }
+      }
+    });
+  }
+}
+
+}  // namespace mgpt::cpu

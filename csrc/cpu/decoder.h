@@ -1,0 +1,134 @@
+// The family's decoder with int8 weights and an int8 cache, as one call a pass.
+//
+// A token's result depends on the tokens before it alone: not on what shares the pass, on the number of threads, nor on
+// the instruction set. Integer products are exact, floating point is done in one fixed order (lanes.h).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kernels.h"
+#include "team.h"
+
+namespace mgpt::cpu {
+
+struct Dimensions {
+  std::int64_t layers;
+  std::int64_t hidden;
+  std::int64_t heads;
+  std::int64_t kv_heads;
+  std::int64_t head_dim;
+  std::int64_t intermediate;
+  std::int64_t vocabulary;
+  float norm_eps;
+  bool norm_after;  // the norm stands behind attention and feed-forward, not before (34B)
+};
+
+struct Layer {
+  Weights qkv;  // for each K/V head: its queries, its key, its value
+  Weights out;
+  Weights gate_up;  // blocks of 16 gates and 16 ups in turn
+  Weights down;
+  const float* attention_norm;  // [hidden]
+  const float* mlp_norm;
+  const float* query_weight;  // [heads, head_dim]
+  const float* query_bias;
+  const float* key_weight;  // [kv_heads, head_dim]
+  const float* key_bias;
+};
+
+struct Model {
+  Dimensions dimensions;
+  const std::uint16_t* embedding;  // bfloat16 [vocabulary, hidden]
+  std::vector<Layer> layers;
+  const float* norm;
+  Weights head;  // [vocabulary, hidden]
+  Rotation rotation;
+  std::int64_t positions;  // that `rotation` reaches
+};
+
+// Keys and values of several sequences, allocated once.
+class Cache {
+ public:
+  // Throws std::invalid_argument for a negative capacity, std::bad_alloc where memory is short.
+  Cache(const Dimensions& dimensions, std::vector<std::int64_t> capacities);
+
+  std::int64_t rows() const { return static_cast<std::int64_t>(lengths_.size()); }
+  std::int64_t length(std::int64_t row) const { return lengths_.at(static_cast<std::size_t>(row)); }
+  std::int64_t capacity(std::int64_t row) const { return capacities_.at(static_cast<std::size_t>(row)); }
+  std::size_t bytes() const { return bytes_; }
+  HeadCache head(std::int64_t layer, std::int64_t row, std::int64_t head) const;
+
+  void append(std::int64_t row, std::int64_t tokens);
+  // Forgets what stands behind `length`. Throws std::out_of_range if it is not within the row.
+  void rollback(std::int64_t row, std::int64_t length);
+  // The first `length` tokens of `source` replace those of `target`.
+  void copy_prefix(std::int64_t source, std::int64_t target, std::int64_t length);
+
+ private:
+  struct Free {
+    void operator()(std::byte* memory) const;
+  };
+  std::int64_t layers_, kv_heads_, head_dim_;
+  std::vector<std::int64_t> capacities_, lengths_;
+  std::vector<std::size_t> offsets_;  // of a row, within a layer
+  std::vector<std::int64_t> padded_;  // capacities in whole blocks of tokens
+  std::size_t layer_bytes_ = 0, bytes_ = 0;
+  std::unique_ptr<std::byte, Free> memory_;
+};
+
+// New tokens of one row of the cache.
+struct Segment {
+  std::int64_t row;
+  std::span<const std::int64_t> tokens;
+};
+
+// Runs passes over a model with one team of threads; one pass at a time.
+class Decoder {
+ public:
+  Decoder(Model model, int threads, const Kernels& kernels);
+  ~Decoder();
+
+  const Model& model() const { return model_; }
+  const Kernels& kernels() const { return kernels_; }
+  int threads() const { return team_.size(); }
+
+  // Tables for the first `positions` positions; a pass that reaches further is refused. Not while a pass runs.
+  void rotate(const Rotation& rotation, std::int64_t positions) {
+    model_.rotation = rotation;
+    model_.positions = positions;
+  }
+
+  // Feeds the segments' tokens and appends them to the cache. `hidden` gets the normalised hidden states of all of them
+  // in order, [tokens, hidden]. Throws std::out_of_range for a token, row or length that does not fit; the cache is then
+  // as it was.
+  void forward(Cache& cache, std::span<const Segment> segments, float* hidden);
+
+  // Logits [rows, high - low] of normalised hidden states [rows, hidden].
+  void logits(const float* hidden, std::int64_t rows, std::int64_t low, std::int64_t high, float* out);
+
+ private:
+  struct Token {
+    std::int64_t row, position, id;
+  };
+  struct Workspace;  // of one member
+
+  void run(Cache& cache, std::span<const Token> tokens, float* hidden);
+  void attention(int member, const Layer& layer, std::int64_t index, const Cache& cache, std::span<const Token> tokens);
+  void feed_forward(int member, const Layer& layer, std::int64_t rows);
+  Activations quantised(Workspace& work, const float* x, std::int64_t rows, std::int64_t size) const;
+  Activations branch_input(Workspace& work, const float* norm, std::int64_t rows) const;
+  void residual(Workspace& work, const float* norm, std::int64_t rows) const;
+
+  Model model_;
+  const Kernels& kernels_;
+  Team team_;
+  std::vector<std::unique_ptr<Workspace>> work_;
+  std::vector<float> mixed_;  // [tokens, heads * head_dim]: what attention leaves
+  std::vector<float> gated_;  // [tokens, intermediate]
+  std::vector<float> delta_;  // [tokens, hidden]: what a branch adds
+};
+
+}  // namespace mgpt::cpu

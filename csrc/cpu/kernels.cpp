@@ -1,0 +1,397 @@
+// Compiled once per instruction set, with MGPT_SET naming it. No standard library beyond what is inlined here: a function
+// template compiled for a newer CPU must not be the copy that the linker keeps for an older one.
+#include "kernels.h"
+
+#include "lanes.h"
+
+#if defined(MGPT_DOT_VNNI512) || defined(MGPT_DOT_VNNI256) || defined(MGPT_DOT_AVX2)
+#include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+#endif
+
+namespace mgpt::cpu {
+namespace {
+
+constexpr float kLargestByte = 127.0f;
+constexpr float kSmallestScale = 1e-30f;  // a row of zeros divides by this, not by zero
+constexpr float kHeadEps = 1e-5f;
+
+MGPT_INLINE float root(float x) {
+  return __builtin_sqrtf(x);
+}
+
+// The largest magnitude, by integer comparison: NaN counts as larger than all.
+MGPT_INLINE float largest_magnitude(const float* row, std::int64_t size) {
+  Words found{};
+  for (std::int64_t i = 0; i < size; i += kLanes) {
+    const Words bits = (Words)magnitude(load(row + i));
+    found = (found & ~(bits > found)) | (bits & (bits > found));
+  }
+  std::int32_t best = 0;
+  for (int i = 0; i < kLanes; ++i) best = found[i] > best ? found[i] : best;
+  float value;
+  std::memcpy(&value, &best, sizeof value);
+  return value;
+}
+
+// Bytes of a row divided by the scale, to nearest; returns their sum.
+MGPT_INLINE std::int32_t to_bytes(const float* row, std::int64_t size, float scale, std::int8_t* values) {
+  Words total{};
+  for (std::int64_t i = 0; i < size; i += kLanes) {
+    const Words bytes = __builtin_convertvector(rounded(load(row + i) / scale), Words);
+    total += bytes;
+    const Bytes narrow = __builtin_convertvector(bytes, Bytes);
+    std::memcpy(values + i, &narrow, sizeof narrow);
+  }
+  std::int32_t sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += total[i];
+  return sum;
+}
+
+MGPT_INLINE float scale_of(float largest) {
+  const float scale = largest * (1.0f / kLargestByte);
+  return scale < kSmallestScale ? kSmallestScale : scale;  // NaN stays NaN
+}
+
+void quantise(const float* row, std::int64_t size, std::int8_t* values, float* scale, std::int32_t* sum) {
+  *scale = scale_of(largest_magnitude(row, size));
+  *sum = to_bytes(row, size, *scale, values);
+}
+
+// ---- integer products: acc[16 channels] += w[16][4] * a[4] ----------------------------------------------------------
+
+#if defined(MGPT_DOT_VNNI512)
+
+struct Sums {
+  __m512i v;
+};
+MGPT_INLINE Sums zero() {
+  return {_mm512_setzero_si512()};
+}
+struct Block {
+  __m512i v;
+};
+MGPT_INLINE Block load_block(const std::uint8_t* w) {
+  return {_mm512_loadu_si512(w)};
+}
+MGPT_INLINE void accumulate(Sums& acc, const Block& w, std::int32_t a) {
+  acc.v = _mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(a));
+}
+MGPT_INLINE Words words(const Sums& acc) {
+  return (Words)acc.v;
+}
+constexpr int kMostSums = 24;
+
+#elif defined(MGPT_DOT_VNNI256)
+
+struct Sums {
+  __m256i low, high;
+};
+MGPT_INLINE Sums zero() {
+  return {_mm256_setzero_si256(), _mm256_setzero_si256()};
+}
+struct Block {
+  __m256i low, high;
+};
+MGPT_INLINE Block load_block(const std::uint8_t* w) {
+  const auto* from = reinterpret_cast<const __m256i*>(w);
+  return {_mm256_loadu_si256(from), _mm256_loadu_si256(from + 1)};
+}
+MGPT_INLINE void accumulate(Sums& acc, const Block& w, std::int32_t a) {
+  const __m256i four = _mm256_set1_epi32(a);
+  acc.low = _mm256_dpbusd_avx_epi32(acc.low, w.low, four);
+  acc.high = _mm256_dpbusd_avx_epi32(acc.high, w.high, four);
+}
+MGPT_INLINE Words words(const Sums& acc) {
+  Words all;
+  std::memcpy(&all, &acc, sizeof all);
+  return all;
+}
+constexpr int kMostSums = 4;
+
+#elif defined(MGPT_DOT_AVX2)
+
+// Two partial sums a channel, of inputs 0-1 and 2-3: pairs of 16-bit products never overflow 32 bits.
+struct Sums {
+  __m256i v[4];
+};
+MGPT_INLINE Sums zero() {
+  const __m256i none = _mm256_setzero_si256();
+  return {{none, none, none, none}};
+}
+struct Block {
+  __m256i v[4];
+};
+MGPT_INLINE Block load_block(const std::uint8_t* w) {
+  Block block;
+  for (int i = 0; i < 4; ++i) {
+    block.v[i] = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w) + i));
+  }
+  return block;
+}
+MGPT_INLINE void accumulate(Sums& acc, const Block& w, std::int32_t a) {
+  const __m256i four = _mm256_broadcastq_epi64(_mm_cvtepi8_epi16(_mm_cvtsi32_si128(a)));
+  for (int i = 0; i < 4; ++i) acc.v[i] = _mm256_add_epi32(acc.v[i], _mm256_madd_epi16(w.v[i], four));
+}
+MGPT_INLINE Words words(const Sums& acc) {
+  std::int32_t pairs[32];
+  std::memcpy(pairs, &acc, sizeof pairs);
+  Words all{};
+  for (int i = 0; i < kLanes; ++i) all[i] = pairs[2 * i] + pairs[2 * i + 1];
+  return all;
+}
+constexpr int kMostSums = 2;
+
+#elif defined(__ARM_FEATURE_DOTPROD)
+
+struct Sums {
+  int32x4_t v[4];
+};
+MGPT_INLINE Sums zero() {
+  const int32x4_t none = vdupq_n_s32(0);
+  return {{none, none, none, none}};
+}
+// The offset is taken off again here, so the row's sum must not be: see kOffset.
+struct Block {
+  int8x16_t v[4];
+};
+MGPT_INLINE Block load_block(const std::uint8_t* w) {
+  Block block;
+  for (int i = 0; i < 4; ++i) block.v[i] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(w + 16 * i), vdupq_n_u8(0x80)));
+  return block;
+}
+MGPT_INLINE void accumulate(Sums& acc, const Block& w, std::int32_t a) {
+  const int8x16_t four = vreinterpretq_s8_s32(vdupq_n_s32(a));
+  for (int i = 0; i < 4; ++i) acc.v[i] = vdotq_s32(acc.v[i], w.v[i], four);
+}
+MGPT_INLINE Words words(const Sums& acc) {
+  Words all;
+  std::memcpy(&all, &acc, sizeof all);
+  return all;
+}
+constexpr int kMostSums = 4;
+#define MGPT_SIGNED_WEIGHTS 1
+
+#else
+
+struct Sums {
+  Words v;
+};
+MGPT_INLINE Sums zero() {
+  return {Words{}};
+}
+struct Block {
+  const std::uint8_t* w;
+};
+MGPT_INLINE Block load_block(const std::uint8_t* w) {
+  return {w};
+}
+MGPT_INLINE void accumulate(Sums& acc, const Block& block, std::int32_t a) {
+  std::int8_t four[4];
+  std::memcpy(four, &a, sizeof four);
+  for (int i = 0; i < kLanes; ++i) {
+    const std::uint8_t* w = block.w + 4 * i;
+    acc.v[i] += w[0] * four[0] + w[1] * four[1] + w[2] * four[2] + w[3] * four[3];
+  }
+}
+MGPT_INLINE Words words(const Sums& acc) {
+  return acc.v;
+}
+constexpr int kMostSums = 4;
+
+#endif
+
+#if defined(MGPT_SIGNED_WEIGHTS)
+constexpr std::int32_t kOffset = 0;
+#else
+constexpr std::int32_t kOffset = 128;
+#endif
+
+// `blocks` neighbouring blocks of channels times `rows` rows, all sums in registers.
+template <int rows, int blocks>
+MGPT_INLINE void tile(const Weights& weights, const Activations& x, std::int64_t block, std::int64_t row, float* y,
+                      std::int64_t stride) {
+  const std::int64_t bytes = weights.in * kChannels;  // of one block
+  const std::uint8_t* w = weights.packed + block * bytes;
+  const std::int8_t* a = x.values + row * x.in;
+  Sums sums[rows][blocks];
+  for (int r = 0; r < rows; ++r) {
+    for (int b = 0; b < blocks; ++b) sums[r][b] = zero();
+  }
+  for (std::int64_t i = 0; i < weights.in; i += kDepth) {
+    Block part[blocks];
+    for (int b = 0; b < blocks; ++b) part[b] = load_block(w + b * bytes + i * kChannels);
+    for (int r = 0; r < rows; ++r) {
+      std::int32_t four;
+      std::memcpy(&four, a + r * x.in + i, sizeof four);
+      for (int b = 0; b < blocks; ++b) accumulate(sums[r][b], part[b], four);
+    }
+  }
+  for (int r = 0; r < rows; ++r) {
+    const float scale = x.scales[row + r];
+    const std::int32_t offset = kOffset * x.sums[row + r];
+    for (int b = 0; b < blocks; ++b) {
+      const Lanes exact = __builtin_convertvector(words(sums[r][b]) - offset, Lanes);
+      const std::int64_t channel = b * kChannels;
+      store(y + (row + r) * stride + channel, exact * load(weights.scales + block * kChannels + channel) * scale);
+    }
+  }
+}
+
+template <int blocks>
+MGPT_INLINE void columns(const Weights& weights, const Activations& x, std::int64_t block, float* y,
+                         std::int64_t stride) {
+  constexpr int most = kMostSums / blocks < 1 ? 1 : kMostSums / blocks;
+  constexpr int rows = most > 4 ? 4 : most;  // eight rows spill registers
+  std::int64_t row = 0;
+  for (; row + rows <= x.rows; row += rows) tile<rows, blocks>(weights, x, block, row, y, stride);
+  if constexpr (rows > 2) {
+    for (; row + 2 <= x.rows; row += 2) tile<2, blocks>(weights, x, block, row, y, stride);
+  }
+  for (; row < x.rows; ++row) tile<1, blocks>(weights, x, block, row, y, stride);
+}
+
+void linear(const Weights& weights, const Activations& x, std::int64_t first, std::int64_t last, float* y,
+            std::int64_t stride) {
+  // Few rows wait for memory, so many blocks are read side by side; many rows use each block often.
+  std::int64_t block = first;
+  const auto at = [&] { return y + (block - first) * kChannels; };
+  if constexpr (kMostSums >= 16) {
+    if (x.rows <= 2) {
+      for (; block + 8 <= last; block += 8) columns<8>(weights, x, block, at(), stride);
+    }
+  }
+  if constexpr (kMostSums >= 12) {
+    for (; block + 3 <= last; block += 3) columns<3>(weights, x, block, at(), stride);
+  }
+  for (; block + 2 <= last; block += 2) columns<2>(weights, x, block, at(), stride);
+  for (; block < last; ++block) columns<1>(weights, x, block, at(), stride);
+}
+
+void rms_norm(const float* x, const float* weight, float eps, std::int64_t size, float* y) {
+  Lanes squares{};
+  for (std::int64_t i = 0; i < size; i += kLanes) {
+    const Lanes part = load(x + i);
+    squares += part * part;
+  }
+  const float scale = 1.0f / root(sum(squares) / static_cast<float>(size) + eps);
+  for (std::int64_t i = 0; i < size; i += kLanes) store(y + i, load(x + i) * scale * load(weight + i));
+}
+
+void norm_and_rotate(float* head, const float* weight, const float* bias, const Rotation& rotation,
+                     std::int64_t position, std::int64_t dim) {
+  Lanes total{};
+  for (std::int64_t i = 0; i < dim; i += kLanes) total += load(head + i);
+  const float mean = sum(total) / static_cast<float>(dim);
+  Lanes squares{};
+  for (std::int64_t i = 0; i < dim; i += kLanes) {
+    const Lanes part = load(head + i) - mean;
+    squares += part * part;
+  }
+  const float scale = 1.0f / root(sum(squares) / static_cast<float>(dim) + kHeadEps);
+  for (std::int64_t i = 0; i < dim; i += kLanes) {
+    store(head + i, (load(head + i) - mean) * scale * load(weight + i) + load(bias + i));
+  }
+  const std::int64_t half = dim / 2;
+  const float* cosines = rotation.cosines + position * half;
+  const float* sines = rotation.sines + position * half;
+  // A half of 8 dimensions has no full lanes: plain loops, which the compiler may cut as it likes.
+  for (std::int64_t i = 0; i < half; ++i) {
+    const float low = head[i], high = head[half + i];
+    head[i] = low * cosines[i] - high * sines[i];
+    head[half + i] = high * cosines[i] + low * sines[i];
+  }
+}
+
+void append(const HeadCache& cache, const float* key, const float* value, std::int64_t position, std::int64_t dim) {
+  std::int8_t bytes[kMostHeadDim];
+  const float scale = scale_of(largest_magnitude(key, dim));
+  to_bytes(key, dim, scale, bytes);
+  cache.key_scales[position] = scale;
+  std::uint8_t* column = cache.keys + position / kChannels * kChannels * dim + position % kChannels * kDepth;
+  for (std::int64_t i = 0; i < dim; i += kDepth) {
+    for (std::int64_t j = 0; j < kDepth; ++j) {
+      column[i * kChannels + j] = static_cast<std::uint8_t>(static_cast<std::uint8_t>(bytes[i + j]) ^ 0x80u);
+    }
+  }
+  cache.value_scales[position] = scale_of(largest_magnitude(value, dim));
+  to_bytes(value, dim, cache.value_scales[position], cache.values + position * dim);
+}
+
+// `parts` times sixteen dimensions of the weighted sum of values, times `share`.
+template <int parts>
+MGPT_INLINE void mix(const std::int8_t* values, const float* weights, std::int64_t last, std::int64_t dim, float share,
+                     float* y) {
+  Lanes even[parts] = {}, odd[parts] = {};
+  std::int64_t token = 0;
+  for (; token < last; token += 2) {
+    for (int part = 0; part < parts; ++part) {
+      const std::int8_t* at = values + token * dim + part * kLanes;
+      even[part] += to_floats(load_bytes(at)) * weights[token];
+      odd[part] += to_floats(load_bytes(at + dim)) * weights[token + 1];
+    }
+  }
+  if (token == last) {
+    for (int part = 0; part < parts; ++part) {
+      even[part] += to_floats(load_bytes(values + token * dim + part * kLanes)) * weights[token];
+    }
+  }
+  for (int part = 0; part < parts; ++part) store(y + part * kLanes, (even[part] + odd[part]) * share);
+}
+
+void attend(const HeadCache& cache, const float* query, std::int64_t last, std::int64_t dim, float* scratch,
+            float* y) {
+  std::int8_t bytes[kMostHeadDim];
+  float scale;
+  std::int32_t query_sum;
+  quantise(query, dim, bytes, &scale, &query_sum);
+  // Keys are packed like weights, one channel a token.
+  const std::int64_t blocks = last / kChannels + 1;
+  const Weights keys{cache.keys, cache.key_scales, blocks * kChannels, dim};
+  linear(keys, {bytes, &scale, &query_sum, 1, dim}, 0, blocks, scratch, 0);
+  const float temperature = 1.0f / root(static_cast<float>(dim));
+  const Words lane{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  Lanes best = all(-__builtin_inff());
+  for (std::int64_t token = 0; token <= last; token += kLanes) {
+    const auto visible = static_cast<std::int32_t>(last - token < kLanes ? last - token : kLanes);
+    const Lanes score = select(lane <= visible, load(scratch + token) * temperature, all(-__builtin_inff()));
+    store(scratch + token, score);
+    best = larger(score, best);
+  }
+  const float most = largest(best);
+  Lanes total{};
+  for (std::int64_t token = 0; token <= last; token += kLanes) {
+    const Lanes weight = exponential(load(scratch + token) - most);
+    total += weight;
+    store(scratch + token, weight * load(cache.value_scales + token));
+  }
+  const float share = 1.0f / sum(total);
+  std::int64_t i = 0;
+  for (; i + 4 * kLanes <= dim; i += 4 * kLanes) mix<4>(cache.values + i, scratch, last, dim, share, y + i);
+  for (; i < dim; i += kLanes) mix<1>(cache.values + i, scratch, last, dim, share, y + i);
+}
+
+void gate(const float* gates_and_ups, std::int64_t size, float* y) {
+  for (std::int64_t i = 0; i < size; i += kLanes) {
+    const Lanes gates = load(gates_and_ups + 2 * i);
+    store(y + i, gates / (exponential(-gates) + 1.0f) * load(gates_and_ups + 2 * i + kLanes));
+  }
+}
+
+void add(float* x, const float* y, std::int64_t size) {
+  for (std::int64_t i = 0; i < size; i += kLanes) store(x + i, load(x + i) + load(y + i));
+}
+
+}  // namespace
+
+#define MGPT_JOIN(a, b) a##b
+#define MGPT_NAME(set) MGPT_JOIN(kernels_, set)
+#define MGPT_TEXT(set) #set
+#define MGPT_STRING(set) MGPT_TEXT(set)
+
+extern const Kernels MGPT_NAME(MGPT_SET);
+const Kernels MGPT_NAME(MGPT_SET){MGPT_STRING(MGPT_SET), quantise, linear, rms_norm, norm_and_rotate, append, attend,
+                                  gate, add};
+
+}  // namespace mgpt::cpu

@@ -1,0 +1,85 @@
+// What a decoder computes with, compiled once per instruction set; every set gives the same bits.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace mgpt::cpu {
+
+constexpr std::int64_t kChannels = 16;  // output channels of a block of packed weights
+constexpr std::int64_t kDepth = 4;      // inputs that stand side by side in it
+constexpr std::int64_t kMostHeadDim = 1024;
+
+// Weights [out, in] as bytes w + 128, packed [out / 16][in / 4][16][4]; one scale an output channel. `out` is a multiple
+// of 16 and `in` of 4.
+struct Weights {
+  const std::uint8_t* packed;
+  const float* scales;
+  std::int64_t out;
+  std::int64_t in;
+};
+
+// Rows of activations as int8, with a scale and the sum of the bytes for each.
+struct Activations {
+  std::int8_t* values;  // [rows, in]
+  float* scales;        // [rows]
+  std::int32_t* sums;   // [rows]
+  std::int64_t rows;
+  std::int64_t in;
+};
+
+// One head's cached keys and values of one sequence: bytes with a scale a token. Keys are packed as weights are, a token
+// in place of a channel: [token / 16][dim / 4][16][4]; values stand as [token][dim].
+struct HeadCache {
+  std::uint8_t* keys;
+  float* key_scales;
+  std::int8_t* values;
+  float* value_scales;
+};
+
+struct Rotation {
+  const float* cosines;  // [positions, dim / 2]
+  const float* sines;
+};
+
+struct Kernels {
+  const char* name;
+
+  // One row of floats -> int8 by its largest magnitude; NaN in, NaN scale out.
+  void (*quantise)(const float* row, std::int64_t size, std::int8_t* values, float* scale, std::int32_t* sum);
+
+  // y[row, channel] for channels of blocks [first, last): exact integer sums, scaled once. `y` points at the first
+  // of these channels, its rows are `stride` floats apart.
+  void (*linear)(const Weights& weights, const Activations& x, std::int64_t first, std::int64_t last, float* y,
+                 std::int64_t stride);
+
+  // y = x / sqrt(mean(x^2) + eps) * weight; x and y may be the same.
+  void (*rms_norm)(const float* x, const float* weight, float eps, std::int64_t size, float* y);
+
+  // LayerNorm over one head's dimensions, then the rotary embedding of a position; in place.
+  void (*norm_and_rotate)(float* head, const float* weight, const float* bias, const Rotation& rotation,
+                          std::int64_t position, std::int64_t dim);
+
+  // Writes one token's key and value.
+  void (*append)(const HeadCache& cache, const float* key, const float* value, std::int64_t position,
+                 std::int64_t dim);
+
+  // y = softmax(q . keys / sqrt(dim)) . values over positions 0..last; `scratch` holds last + 16 floats.
+  void (*attend)(const HeadCache& cache, const float* query, std::int64_t last, std::int64_t dim, float* scratch,
+                 float* y);
+
+  // y[i] = silu(gate) * up of blocks that alternate: 16 gates, 16 ups.
+  void (*gate)(const float* gates_and_ups, std::int64_t size, float* y);
+
+  // x += y
+  void (*add)(float* x, const float* y, std::int64_t size);
+};
+
+// The fastest set this machine has.
+const Kernels& best_kernels();
+// By name, of those that this machine has; null if there is none of that name.
+const Kernels* kernels_named(const std::string& name);
+std::vector<std::string> kernel_names();
+
+}  // namespace mgpt::cpu

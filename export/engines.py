@@ -1,0 +1,13 @@
+"""Which engines a checkpoint can be exported for, and in which precisions."""
+
+from __future__ import annotations
+
+from mgpt_edge.export.lower.linears import PRECISIONS
+
+ENGINES: dict[str, tuple[str, ...]] = {"native": ("int8",), "cpu": tuple(PRECISIONS)}
+"""Engine -> the precisions it has, the best engine first."""
+
+
+def best_engine(precision: str) -> str:
+    """The first engine that has the precision, or the last of all: it will say what it has."""
+    return next((engine for engine, precisions in ENGINES.items() if precision in precisions), list(ENGINES)[-1])

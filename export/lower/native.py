@@ -1,0 +1,198 @@
+"""The lowering for our own CPU decoder (`csrc/cpu`): no graph, but its weights in the order in which its kernels read.
+
+One file, `decoder.safetensors`, whose tensors begin at multiples of 64 bytes: it is mapped, not read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mgpt_edge.export.quantise import int8
+from mgpt_edge.runtime.engines.native import FILE
+from mgpt_edge.runtime.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from mgpt_edge.export.checkpoint import Checkpoint
+    from mgpt_edge.export.config import DecoderConfig
+
+ALIGNMENT = 64
+CHANNELS, DEPTH = 16, 4
+"""Output channels of a block of packed weights, and inputs that stand side by side in it (`csrc/cpu/kernels.h`)."""
+TYPES = {"U8": np.uint8, "BF16": np.uint16, "F32": np.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor to be written: `make` reads the checkpoint when its turn comes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    make: Callable[[], NDArray[Any]]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(TYPES[self.dtype]).itemsize
+
+
+def write_decoder(checkpoint: Checkpoint, config: DecoderConfig, folder: Path) -> Iterator[int]:
+    """Writes the file, one weight in memory at a time, and yields the bytes of each part.
+
+    Args:
+        checkpoint: where the weights come from.
+        config: the checkpoint's own, or with fewer layers.
+        folder: where the file goes.
+
+    Raises:
+        InvalidRequest: sizes that the kernels can't take.
+    """
+    _check_sizes(config)
+    groups = list(_entries(checkpoint, config))
+    said = {"intermediate_size": config.intermediate_size, "norm_eps": config.norm_eps}
+    said = {name: repr(value) for name, value in said.items()} | {"norm_after": str(config.swin_norm).lower()}
+    header: dict[str, Any] = {"__metadata__": said}
+    offset = 0
+    for entry in (entry for group in groups for entry in group):
+        header[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [offset, offset + entry.nbytes],
+        }
+        offset += _aligned(entry.nbytes)
+    text = json.dumps(header).encode()
+    text += b" " * (_aligned(8 + len(text)) - 8 - len(text))
+    with (folder / FILE).open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for group in groups:
+            written = 0
+            for entry in group:
+                data = np.ascontiguousarray(entry.make(), TYPES[entry.dtype]).tobytes()
+                file.write(data + bytes(_aligned(len(data)) - len(data)))
+                written += len(data)
+            yield written
+
+
+def decoder_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of the tensors that `write_decoder` would write."""
+    return sum(entry.nbytes for group in _entries(checkpoint, checkpoint.config) for entry in group)
+
+
+def pack(weight: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Weight [out, in] -> bytes [out / 16, in / 4, 16, 4], each quantised value + 128, and scales [out].
+
+    `out` is filled up to whole blocks with channels that give 0.
+    """
+    missing = -len(weight) % CHANNELS
+    quantised, scale = int8.pack(weight)
+    quantised = np.pad(quantised, ((0, 0), (0, missing)))
+    inputs, outputs = quantised.shape
+    blocks = quantised.reshape(inputs // DEPTH, DEPTH, outputs // CHANNELS, CHANNELS).transpose(2, 0, 3, 1)
+    # Flipping the highest bit adds 128.
+    return np.ascontiguousarray(blocks).view(np.uint8) ^ np.uint8(0x80), np.pad(scale, (0, missing))
+
+
+def _entries(checkpoint: Checkpoint, config: DecoderConfig) -> Iterator[tuple[Entry, ...]]:
+    mixed, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    shape = (config.vocab_size, config.hidden_size)
+    yield (Entry("embedding", "BF16", shape, lambda: _bfloat16(checkpoint, "model.embed_tokens.weight")),)
+    for index in range(config.num_layers):
+        at, source = f"layers.{index}.", f"model.layers.{index}."
+        yield _linear(at + "qkv", mixed + 2 * keys, config.hidden_size, _interleaved_heads(checkpoint, source))
+        yield _linear(at + "out", config.hidden_size, mixed, _plain(checkpoint, f"{source}self_attn.o_proj.weight"))
+        yield _linear(
+            at + "gate_up", 2 * config.intermediate_size, config.hidden_size, _alternating(checkpoint, source)
+        )
+        down = _plain(checkpoint, f"{source}mlp.down_proj.weight")
+        yield _linear(at + "down", config.hidden_size, config.intermediate_size, down)
+        yield (
+            _vector(checkpoint, at + "attention_norm", f"{source}input_layernorm.weight", config.hidden_size),
+            _vector(checkpoint, at + "mlp_norm", f"{source}post_attention_layernorm.weight", config.hidden_size),
+            *_head_norm(checkpoint, at + "query_norm", f"{source}self_attn.q_norm", config.num_heads),
+            *_head_norm(checkpoint, at + "key_norm", f"{source}self_attn.k_norm", config.num_kv_heads),
+        )
+    yield (_vector(checkpoint, "norm", "model.norm.weight", config.hidden_size),)
+    yield _linear("head", config.vocab_size, config.hidden_size, _plain(checkpoint, "lm_head.weight"))
+
+
+def _linear(name: str, out: int, size: int, read: Callable[[], NDArray[np.float32]]) -> tuple[Entry, ...]:
+    padded = out + -out % CHANNELS
+    packed: list[NDArray[Any]] = []
+
+    def weight() -> NDArray[Any]:
+        packed[:] = pack(read())
+        return packed[0]
+
+    shape = (padded // CHANNELS, size // DEPTH, CHANNELS, DEPTH)
+    return Entry(name, "U8", shape, weight), Entry(f"{name}.scale", "F32", (padded,), packed.pop)
+
+
+def _plain(checkpoint: Checkpoint, name: str) -> Callable[[], NDArray[np.float32]]:
+    return lambda: checkpoint.array(name).astype(np.float32, copy=False)
+
+
+def _interleaved_heads(checkpoint: Checkpoint, source: str) -> Callable[[], NDArray[np.float32]]:
+    """For each K/V head: its queries, its key, its value; a thread then needs nobody else's results to attend."""
+    heads = checkpoint.config.num_kv_heads
+
+    def read() -> NDArray[np.float32]:
+        parts = [_plain(checkpoint, f"{source}self_attn.{name}_proj.weight")() for name in "qkv"]
+        size = parts[0].shape[1]
+        return np.concatenate([part.reshape(heads, -1, size) for part in parts], axis=1).reshape(-1, size)
+
+    return read
+
+
+def _alternating(checkpoint: Checkpoint, source: str) -> Callable[[], NDArray[np.float32]]:
+    """Blocks of 16 gates and 16 ups in turn."""
+
+    def read() -> NDArray[np.float32]:
+        gate, up = (_plain(checkpoint, f"{source}mlp.{name}_proj.weight")() for name in ("gate", "up"))
+        size = gate.shape[1]
+        return np.stack([gate.reshape(-1, CHANNELS, size), up.reshape(-1, CHANNELS, size)], axis=1).reshape(-1, size)
+
+    return read
+
+
+def _vector(checkpoint: Checkpoint, name: str, source: str, size: int) -> Entry:
+    return Entry(name, "F32", (size,), _plain(checkpoint, source))
+
+
+def _head_norm(checkpoint: Checkpoint, name: str, source: str, heads: int) -> tuple[Entry, Entry]:
+    """One row a head, also where the checkpoint has one row for several."""
+    shape = (heads, checkpoint.config.head_dim)
+
+    def expanded(part: str) -> NDArray[np.float32]:
+        rows = _plain(checkpoint, f"{source}.{part}")().reshape(-1, shape[1])
+        return np.repeat(rows, heads // len(rows), axis=0)
+
+    return (
+        Entry(name, "F32", shape, lambda: expanded("weight")),
+        Entry(f"{name}.bias", "F32", shape, lambda: expanded("bias")),
+    )
+
+
+def _bfloat16(checkpoint: Checkpoint, name: str) -> NDArray[np.uint16]:
+    return checkpoint.tensor(name).to(torch.bfloat16).contiguous().view(torch.uint16).numpy()
+
+
+def _check_sizes(config: DecoderConfig) -> None:
+    sizes = {"hidden_size": config.hidden_size, "head_dim": config.head_dim, "ffn": config.intermediate_size}
+    bad = [f"{name} {size}" for name, size in sizes.items() if size % CHANNELS]
+    if bad:
+        msg = f"engine native takes sizes that are multiples of {CHANNELS}, got {', '.join(bad)}; use --engine cpu"
+        raise InvalidRequest(msg)
+
+
+def _aligned(size: int) -> int:
+    return size + -size % ALIGNMENT

@@ -1,0 +1,92 @@
+"""The graphs of a bundle in ONNX Runtime: which one is installed, loading, and the VQ model's two directions."""
+
+from __future__ import annotations
+
+import threading
+from functools import cache
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from mgpt_edge.runtime.errors import IncompatibleEngine
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mgpt_edge.runtime.bundle import Bundle
+
+
+@cache
+def onnxruntime() -> Any:
+    """The installed ONNX Runtime module.
+
+    Raises:
+        IncompatibleEngine: none is installed, or two that overwrite each other.
+    """
+    found = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
+    if len(found) == 2:
+        msg = (
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
+            "keep one: pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'mgpt-edge[cpu]' (or [cuda])"
+        )
+        raise IncompatibleEngine(msg)
+    try:
+        import onnxruntime as module
+    except ImportError as error:
+        msg = f"no ONNX Runtime can be imported ({error}); install one: pip install 'mgpt-edge[cpu]' (or [cuda])"
+        raise IncompatibleEngine(msg) from error
+    return module
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+class Graphs:
+    """A bundle's graphs on the CPU; each is loaded when first used.
+
+    Args:
+        bundle: opened.
+        threads: of every run.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        self.bundle = bundle
+        self.threads = threads
+        self.lock = threading.Lock()
+        self._sessions: dict[str, Any] = {}
+
+    def session(self, name: str) -> Any:
+        """The loaded graph `name`.onnx of the bundle.
+
+        Raises:
+            IncompatibleEngine: ONNX Runtime refuses it.
+        """
+        if name not in self._sessions:
+            ort = onnxruntime()
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = self.threads
+            options.log_severity_level = 3
+            path = self.bundle.path(f"{name}.onnx")
+            try:
+                self._sessions[name] = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            except Exception as error:
+                msg = f"onnxruntime {ort.__version__} can't load {path}: {error}; see: mgpt doctor"
+                raise IncompatibleEngine(msg) from error
+        return self._sessions[name]
+
+    def decode_pixels(self, codes: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self._run("vq_decoder", codes)
+
+    def encode_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+        return self._run("vq_encoder", pixels)
+
+    def _run(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        with self.lock:
+            session = self.session(name)
+            (result,) = session.run(None, {session.get_inputs()[0].name: array[None]})
+        return result[0]  # type: ignore[no-any-return]

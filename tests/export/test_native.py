@@ -1,0 +1,186 @@
+"""The native engine: near the PyTorch reference, and the same bits whatever the width, the threads and the CPU."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from mgpt_edge.export.checkpoint import Checkpoint
+from mgpt_edge.export.golden import load_block
+from mgpt_edge.export.lower import native
+from mgpt_edge.export.model import causal_attention
+from mgpt_edge.export.quantise import quantised_linear
+from mgpt_edge.runtime._native import decoder_kernels
+from mgpt_edge.runtime.engines.native import FILE, NativeEngine
+from mgpt_edge.runtime.errors import BundleError, InvalidRequest
+from mgpt_edge.runtime.tensors import map_tensors
+
+LENGTHS = (40, 31)
+
+
+@pytest.fixture(scope="module", params=["7b", "34b"])
+def bundle(request, bundle_of):
+    return bundle_of(request.param, "int8", "native")
+
+
+@pytest.fixture(scope="module")
+def sequences(bundle):
+    rng = np.random.default_rng(1)
+    return [rng.integers(10, bundle.manifest.vocabulary.size, count).tolist() for count in LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def whole(bundle, sequences):
+    """Logits of every token, each sequence in one pass, on one thread."""
+    return [every_logit(NativeEngine(bundle, 1), sequence) for sequence in sequences]
+
+
+def every_logit(engine, sequence, widths=(None,)):
+    size = engine.bundle.manifest.vocabulary.size
+    rows = engine.open((len(sequence), 0))
+    out, fed, turn = np.empty((len(sequence), size), np.float32), 0, 0
+    while fed < len(sequence):
+        end = min(fed + (widths[turn % len(widths)] or len(sequence)), len(sequence))
+        engine.decoder.forward(rows.cache, [(0, sequence[fed:end])], 0, size, every=True, out=out[fed:end])
+        fed, turn = end, turn + 1
+    return out
+
+
+@torch.inference_mode()
+def reference(checkpoint, sequence, precision):
+    """Logits of every token by the plain PyTorch decoder, its linears as `precision` has them."""
+    config = checkpoint.config
+    x = checkpoint.tensor("model.embed_tokens.weight")[sequence].to(torch.bfloat16).float()[None]
+    attend = causal_attention(config, len(sequence), x.device)
+    for layer in range(config.num_layers):
+        x = load_block(checkpoint, layer, precision)(x, attend)
+    norm = checkpoint.tensor("model.norm.weight").float()
+    x = torch.nn.functional.rms_norm(x, x.shape[-1:], norm, config.norm_eps)
+    return quantised_linear(checkpoint.tensor("lm_head.weight"), precision)(x)[0].numpy()
+
+
+def test_as_near_to_float32_as_the_int8_reference(request, bundle, sequences, whole, checkpoints):
+    """The cache in int8 adds little to what int8 linears lose; a mistake anywhere would add far more."""
+    checkpoint = Checkpoint.open(checkpoints[request.node.callspec.params["bundle"]])
+    for sequence, got in zip(sequences, whole, strict=True):
+        exact = reference(checkpoint, sequence, "fp32")
+        lost = np.linalg.norm(reference(checkpoint, sequence, "int8") - exact)
+        assert lost < 0.1 * np.linalg.norm(exact)
+        assert np.linalg.norm(got - exact) < 1.5 * lost
+
+
+@pytest.mark.parametrize("kernels", decoder_kernels())
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_same_bits_on_any_cpu_and_threads(bundle, sequences, whole, kernels, threads):
+    assert np.array_equal(every_logit(NativeEngine(bundle, threads, kernels), sequences[0]), whole[0])
+
+
+@settings(max_examples=40)
+@given(widths=st.lists(st.integers(1, 20), min_size=1, max_size=6))
+def test_same_bits_at_any_width(bundle, sequences, whole, widths):
+    engine = NativeEngine(bundle, 1)
+    assert np.array_equal(every_logit(engine, sequences[0], widths), whole[0])
+
+
+def test_rows_do_not_know_each_other(bundle, sequences, whole):
+    engine = NativeEngine(bundle, 2)
+    rows, fed = engine.open(LENGTHS), [0, 0]
+    for counts in ((9, 3), (1, 1), (1, 1), (2, 2), (1, 5), (7, 1), (12, 0), (0, 1), (1, 1)):
+        parts = tuple(s[done : done + count] for s, done, count in zip(sequences, fed, counts, strict=True))
+        fed = [done + count for done, count in zip(fed, counts, strict=True)]
+        got = rows.forward(parts, "text")
+        assert rows.lengths == tuple(fed)
+        for row, count in enumerate(counts):
+            if count:
+                assert np.array_equal(got[row], whole[row][fed[row] - 1])
+
+
+def test_image_head_is_a_slice_of_the_text_head(bundle, sequences, whole):
+    low, high = bundle.manifest.vocabulary.code_range
+    image = NativeEngine(bundle, 1).open((40, 0)).forward((sequences[0], ()), "image")
+    assert np.array_equal(image[0], whole[0][-1, low:high])
+
+
+def test_rollback_and_prefix_leave_no_trace(bundle, sequences, whole):
+    engine = NativeEngine(bundle, 1)
+    rows = engine.open((40, 40))
+    rows.forward((sequences[0][:20], sequences[1][:5]), "text")
+    rows.forward((sequences[1][:7], ()), "text")
+    rows.rollback((20, 5))
+    assert np.array_equal(rows.forward((sequences[0][20:23], ()), "text")[0], whole[0][22])
+    rows.cache.copy_prefix(0, 1, 18)
+    assert rows.lengths == (23, 18)
+    assert np.array_equal(rows.forward(((), sequences[0][18:30]), "text")[1], whole[0][29])
+
+
+def test_a_pass_that_does_not_fit_changes_nothing(bundle, sequences, whole):
+    engine = NativeEngine(bundle, 1)
+    rows = engine.open((10, 4))
+    rows.forward((sequences[0][:6], ()), "text")
+    with pytest.raises(IndexError, match="row 1 holds 4 tokens, 5 do not fit"):
+        rows.forward((sequences[0][6:8], sequences[1][:5]), "text")
+    with pytest.raises(IndexError, match="not within the vocabulary"):
+        rows.forward(([10**6], ()), "text")
+    with pytest.raises(IndexError, match="can't go back to 7"):
+        rows.rollback((7, 0))
+    assert rows.lengths == (6, 0)
+    assert np.array_equal(rows.forward((sequences[0][6:8], ()), "text")[0], whole[0][7])
+
+
+def test_the_file_is_safetensors_in_whole_cache_lines(bundle):
+    path = bundle.path(FILE)
+    mapped, said = map_tensors(path)
+    read = load_file(path)
+    assert said["norm_after"] in {"true", "false"}
+    assert set(mapped) == set(read)
+    for name, tensor in mapped.items():
+        assert tensor.ctypes.data % 64 == 0
+        if tensor.dtype != np.uint16:  # bfloat16
+            assert np.array_equal(tensor, read[name])
+
+
+def test_packed_weights_are_where_the_kernels_look():
+    weight = np.random.default_rng(0).normal(size=(35, 24)).astype(np.float32)
+    packed, scale = native.pack(weight)
+    assert packed.shape == (3, 6, 16, 4)
+    for channel, row in enumerate(weight):
+        bytes_ = packed[channel // 16, :, channel % 16, :].reshape(-1).astype(np.int32) - 128
+        np.testing.assert_allclose(bytes_ * scale[channel], row, atol=0.51 * scale[channel])
+    assert not scale[35:].any()
+
+
+def test_sizes_that_do_not_fit_the_kernels_are_refused(checkpoints, tmp_path):
+    checkpoint = Checkpoint.open(checkpoints["7b"])
+    with pytest.raises(InvalidRequest, match=r"ffn 100; use --engine cpu"):
+        list(native.write_decoder(checkpoint, replace(checkpoint.config, intermediate_size=100), tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["short", "header", "shape", "missing"])
+def test_a_damaged_file_is_an_error(bundle, tmp_path, damage):
+    data = bundle.path(FILE).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    if damage == "short":
+        data = data[: len(data) // 2]
+    elif damage == "header":
+        data = (1 << 60).to_bytes(8, "little") + data[8:]
+    else:
+        if damage == "shape":
+            header["norm"]["shape"] = [3]
+        else:
+            del header["head"]
+        text = json.dumps(header).encode().ljust(length)
+        data = data[:8] + text + data[8 + length :]
+    path = tmp_path / FILE
+    path.write_bytes(data)
+    from mgpt_edge.runtime.engines.native import load_decoder
+
+    with pytest.raises(BundleError, match="export the checkpoint again"):
+        load_decoder(path, bundle.manifest.dimensions, bundle.manifest.vocabulary.size, 1)
