@@ -63,7 +63,7 @@ class Mini:
     def _source(self, part: VQPictures) -> Source:
         pictures = Pictures(self.work / "pictures", "train", part.side, part.side, part.count, part.kind)
         pictures.render(self.processes)
-        return Source(pictures.load(), part.weight)
+        return Source(pictures.load(), part.weight, part.importance)
 
     def _vq_figures(self, model: VQGAN) -> dict[str, float]:
         """PSNR of held-out pictures of each size, and the share of codes that they use."""

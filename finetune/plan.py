@@ -18,12 +18,13 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class VQPictures:
-    """Square pictures that the VQGAN is trained on, and how often a window is taken from them."""
+    """Square pictures that the VQGAN is trained on; `weight` and `importance` as in `vq.Source`."""
 
     side: int
     kind: str
     count: int
     weight: float
+    importance: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,20 +90,23 @@ SQUARE_128, SQUARE_192, SQUARE_256, WIDE, HIGH = (128, 128), (192, 192), (256, 2
 def default_plan() -> Plan:
     """What models/mini is made with."""
     colors = (VQPictures(128, "picture", 6000, 0.38), VQPictures(256, "picture", 3000, 0.30))
-    dense = (VQPictures(side, kind, 1000, 0.04) for side in (128, 256) for kind in KINDS[1:])
+    importance = {"depth": 1.0, "normals": 0.5, "segmentation": 0.5, "edges": 0.1}
+    dense = (VQPictures(side, kind, 1000, 0.04, importance[kind]) for side in (128, 256) for kind in KINDS[1:])
     large = {("text-to-image", SQUARE_256): 5.0}
     return Plan(
-        vq=VQRecipe(steps=10000),
+        vq=VQRecipe(steps=8000),
         vq_pictures=(*colors, *dense),
         albums={
-            SQUARE_128: _album(30000, 4000, 6000),
+            SQUARE_128: _album(24000, 4000, 6000),
             SQUARE_192: _album(10000, 2500, 3000),
             WIDE: {"picture": 4000},
             HIGH: {"picture": 4000},
             SQUARE_256: _album(7000, 1000, 1000),
         },
         stages=(
-            StagePlan(128, (GroupPlan({("text-to-image", SQUARE_128): 1.0}, batch=32),), Recipe(steps=9000)),
+            StagePlan(
+                128, (GroupPlan({("text-to-image", SQUARE_128): 1.0}, batch=32),), Recipe(steps=6000, rate=1.8e-3)
+            ),
             StagePlan(192, (_short(1.0), _long(0.3)), Recipe(steps=6000, rate=1.2e-3)),
             StagePlan(256, (_short(0.3), _long(0.7, large), _longest(0.1)), Recipe(steps=3000, rate=8e-4)),
         ),

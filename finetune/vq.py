@@ -120,10 +120,16 @@ class Codebook:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """Pictures [n, h, w, 3] of one size and kind, and how often a step takes one of them."""
+    """Pictures [n, h, w, 3] of one size and kind.
+
+    Attributes:
+        weight: How often a window is taken from them.
+        importance: Of their errors: thin lines, which no code draws exactly, would outweigh all else.
+    """
 
     pictures: NDArray[np.uint8]
     weight: float = 1.0
+    importance: float = 1.0
 
 
 class VQTraining:
@@ -182,12 +188,12 @@ class VQTraining:
         return torch.cat([self._window(rng) for _ in range(self.recipe.batch)])
 
     def _window(self, rng: np.random.Generator) -> Tensor:
-        pictures = self.sources[rng.choice(len(self.sources), p=self.weights)].pictures
-        whole = pixels_to_image(pictures[rng.integers(len(pictures), size=1)])
+        source = self.sources[rng.choice(len(self.sources), p=self.weights)]
+        whole = pixels_to_image(source.pictures[rng.integers(len(source.pictures), size=1)])
         stride, (height, width) = self.recipe.config.stride, whole.shape[2:]
         side = self.recipe.crop
         row, column = (stride * int(rng.integers((length - side) // stride + 1)) for length in (height, width))
-        weighted = torch.cat([whole, standing_out(whole, self.recipe.focus)], dim=1)
+        weighted = torch.cat([whole, source.importance * standing_out(whole, self.recipe.focus)], dim=1)
         return weighted[:, :, row : row + side, column : column + side]
 
     def _quantise(self, latents: Tensor, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
