@@ -53,7 +53,7 @@ class Weights:
     seed: int = 0
 
     def load(self, processes: Processes) -> Objective:
-        """The sharded model. It is read block by block: no process ever holds more than its share and one block."""
+        """The sharded model, read block by block: beside its share a process holds one block, or embedding and head."""
         sharding = Sharding(processes, self.dtype)
         with torch.device("meta"):
             decoder = Decoder(replace(self.checkpoint.config, dropout=self.dropout), self.checkpoint.norm_groups)
