@@ -19,7 +19,6 @@ from mgpt_edge.runtime.errors import InvalidRequest
 from mgpt_edge.runtime.prompt import IMAGE_MARK
 from tests.finetune.conversations import drawing, record, write_pictures, write_records
 
-
 LOSSES = ("step", "loss", "z", "norm", "rate", "tokens")
 
 
