@@ -64,7 +64,7 @@ class Presenter:
 
     def partial(self, tokens: Sequence[int]) -> Image.Image | None:
         """The finished rows of a picture, on black; None where there is none."""
-        layout = self._layout_of(tokens) if len(tokens) > 2 else None
+        layout = self.layout_of(tokens) if len(tokens) > 2 else None
         if layout is None or len(tokens) < 3 + layout.columns + 1:
             return None
         image = Image.new("RGB", (layout.width, layout.height))
@@ -72,7 +72,7 @@ class Presenter:
         return image
 
     def _show(self, request: Request, row: FinishedRow, preview: bool, kept_rows: Sequence[int]) -> Iterator[Event]:
-        layout = self._layout_of(row.tokens)
+        layout = self.layout_of(row.tokens)
         if row.row + 1 == layout.rows:
             finished, seconds = self._decode_pixels(row.tokens, layout)
             finished.info[KEY] = self._describe(request, row.picture, finished.size, kept_rows)
@@ -80,7 +80,8 @@ class Presenter:
         elif preview:
             yield Preview(row.picture, *self._decode_pixels(row.tokens, layout))
 
-    def _layout_of(self, tokens: Sequence[int]) -> ImageLayout:
+    def layout_of(self, tokens: Sequence[int]) -> ImageLayout:
+        """Of a picture whose first three tokens are there."""
         return ImageLayout.of_grid(
             tokens[1], tokens[2], self.bundle.manifest.vocabulary, self.bundle.manifest.pictures.stride
         )

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mgpt_edge.cli import bundles, doctor, finetune, generate
+from mgpt_edge.cli import batch, bundles, doctor, drawing, finetune, generate, talk, transform
 from mgpt_edge.runtime.errors import CompatibilityWarning, InvalidRequest, MgptError
 
 app = typer.Typer(
@@ -19,11 +19,22 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Compile and run Lumina-mGPT: pictures from text on edge machines.",
+    help="Compile and run Lumina-mGPT: pictures and words on edge machines.",
     epilog="Exit codes: 0 done, 1 does not fit or failed, 2 invalid request, 3 checkpoint, 4 bundle, "
-    "5 no engine for it, 6 out of memory, 7 numerical error, 130 interrupted.",
+    "5 no engine for it, 6 out of memory, 7 numerical error, 8 answer broke off, 130 interrupted.",
 )
-for verb in (generate.generate, bundles.export, bundles.inspect, bundles.verify, bundles.estimate, doctor.doctor):
+for verb in (
+    generate.generate,
+    transform.transform,
+    talk.ask,
+    talk.chat,
+    batch.batch,
+    bundles.export,
+    bundles.inspect,
+    bundles.verify,
+    bundles.estimate,
+    doctor.doctor,
+):
     app.command()(verb)
 app.add_typer(finetune.app, name="finetune")
 
@@ -51,7 +62,7 @@ def main() -> None:
     except UsageError as error:
         code = _fail(error.format_message(), "InvalidRequest", InvalidRequest.exit_code, as_json=as_json)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail("interrupted", "Interrupted", generate.Interrupted.exit_code, as_json=as_json)
+        code = _fail("interrupted", "Interrupted", drawing.Interrupted.exit_code, as_json=as_json)
     sys.exit(code)
 
 

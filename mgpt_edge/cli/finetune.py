@@ -52,7 +52,7 @@ def sft(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     _need_extra()
-    from mgpt_edge.cli.generate import Interrupted
+    from mgpt_edge.cli.drawing import Interrupted
     from mgpt_edge.finetune.training import Settings, finetune
 
     several = ctx.info_name == "fp-sft"

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mgpt_edge.runtime.errors import MgptError
+from mgpt_edge.cli.drawing import check_output, draw, numbered, parse_size
+from mgpt_edge.runtime.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mgpt_edge.runtime.answer import Event
     from mgpt_edge.runtime.model import Model
-    from mgpt_edge.runtime.request import Request
-
-
-class Interrupted(MgptError):
-    """Ctrl-C, after what was finished has been saved."""
-
-    exit_code = 130
 
 
 def generate(
@@ -41,13 +30,15 @@ def generate(
     model: Annotated[Path | None, typer.Option(help="Bundle; the small model of the package unless given.")] = None,
     preview: Annotated[Path | None, typer.Option(help="PNG file kept up to date with the finished rows.")] = None,
     from_image: Annotated[Path | None, typer.Option(help="Draw the picture of this PNG again.")] = None,
+    keep_rows: Annotated[
+        str | None, typer.Option(help="Rows of 16 pixels of --from-image that stay, such as 0-3 or 0-1,6.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Draw pictures from a prompt.
 
     Every option that is not given comes from --from-image, else from the bundle's manifest.
     """
-    from mgpt_edge.runtime.errors import InvalidRequest
     from mgpt_edge.runtime.model import load
 
     given: dict[str, Any] = {
@@ -66,27 +57,20 @@ def generate(
     if "prompt" not in settings:
         msg = "give a prompt, such as: mgpt generate 'a red sphere on a gray floor'; or --from-image PNG"
         raise InvalidRequest(msg)
-    _check_output(output)
+    check_output(output)
     if preview is not None:
-        _check_output(preview)
-    request = loaded.request(**settings)
-    result = _draw(loaded, request, numbered(output, count), preview, quiet=as_json)
+        check_output(preview)
+    rows = [] if keep_rows is None else parse_rows(keep_rows)
+    if rows and from_image is None:
+        msg = "--keep-rows says what stays of a picture: name that with --from-image"
+        raise InvalidRequest(msg)
+    events = loaded.draw(loaded.request(**settings), keep=from_image, keep_rows=rows, preview=preview is not None)
+    result = draw(loaded, events, numbered(output, count), preview, quiet=as_json)
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
     else:
         for picture in result["pictures"]:
             print(picture["path"])
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """`WIDTHxHEIGHT` -> (width, height)."""
-    from mgpt_edge.runtime.errors import InvalidRequest
-
-    match = re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", text.strip())
-    if match is None:
-        msg = f"--size must look like 128x128 (width x height), got {text!r}"
-        raise InvalidRequest(msg)
-    return int(match[1]), int(match[2])
 
 
 def recorded(path: Path, model: Model) -> dict[str, Any]:
@@ -103,92 +87,20 @@ def recorded(path: Path, model: Model) -> dict[str, Any]:
             f"{model.bundle.folder}: the picture will differ; choose the bundle with --model"
         )
         warnings.warn(msg, CompatibilityWarning, stacklevel=2)
-    return {name: info[name] for name in ("prompt", "size", "seed", "guidance", "top_k", "temperature") if name in info}
-
-
-def numbered(output: Path, count: int | None) -> list[Path]:
-    """The files of `count` pictures; a single path where no count was asked for."""
-    if count is None:
-        return [output]
-    return [output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(count)]
-
-
-def _check_output(path: Path) -> None:
-    """Finds out before drawing whether the result can be written."""
-    from mgpt_edge.runtime.errors import InvalidRequest
-
-    if path.suffix.lower() != ".png":
-        msg = f"pictures are written as PNG, which keeps how they were drawn; got {path}"
+    if info.get("task", "text-to-image") != "text-to-image":
+        msg = f"{path} is the answer to another picture ({info['task']}), which it does not hold; see: mgpt transform"
         raise InvalidRequest(msg)
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        msg = f"can't write to {path.parent}: it is no folder or not writable; give another place with -o"
-        raise InvalidRequest(msg)
+    names = ("seed", *metadata.DRAWN_FROM)
+    return {name: info[name] for name in names if name in info}
 
 
-def _draw(model: Model, request: Request, paths: list[Path], preview: Path | None, *, quiet: bool) -> dict[str, Any]:
-    from mgpt_edge.runtime.answer import Picture, Preview
-    from mgpt_edge.runtime.decode import FinishedRow
-    from mgpt_edge.runtime.metadata import KEY, save
-
-    pictures: list[dict[str, Any]] = []
-    passes = 0
-    row: FinishedRow | None = None
-    started = time.perf_counter()
-    try:
-        for event in _with_progress(model, request, preview=preview is not None, quiet=quiet):
-            if isinstance(event, FinishedRow):
-                row = event
-                passes += event.passes
-            elif isinstance(event, Preview) and preview is not None:
-                save(event.image, preview)
-            elif isinstance(event, Picture):
-                save(event.image, paths[event.picture])
-                if preview is not None:
-                    save(event.image, preview)
-                pictures.append({"path": str(paths[event.picture]), **event.image.info[KEY]})
-                row = None
-    except KeyboardInterrupt as error:
-        raise Interrupted(_save_partial(model, row, paths)) from error
-    seconds = time.perf_counter() - started
-    return {"pictures": pictures, "seconds": round(seconds, 4), "passes": passes}
-
-
-def _save_partial(model: Model, row: object, paths: list[Path]) -> str:
-    """Keeps what an interrupted picture had; returns what to tell the user."""
-    from mgpt_edge.runtime.decode import FinishedRow
-    from mgpt_edge.runtime.metadata import save
-
-    if not isinstance(row, FinishedRow):
-        return "interrupted before the first row; nothing was written"
-    path = paths[row.picture].with_suffix(".partial.png")
-    partial = model.presenter.partial(row.tokens)
-    if partial is not None:
-        save(partial, path)
-    return f"interrupted; the {row.row + 1} rows that were finished are in {path}"
-
-
-def _with_progress(model: Model, request: Request, *, preview: bool, quiet: bool) -> Iterator[Event]:
-    """Passes the model's events on and shows rows, tokens/s and the time left, on a terminal's stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from mgpt_edge.runtime.decode import FinishedRow
-
-    events = model.draw(request, preview=preview)
-    console = Console(stderr=True)
-    rows = model.layout(request.size).rows * request.count
-    columns = (
-        TextColumn("drawing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("rows  {task.fields[speed]}"),
-        TimeRemainingColumn(),
-    )
-    tokens, started = 0, time.perf_counter()
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
-        task = progress.add_task("", total=rows, speed="")
-        for event in events:
-            if isinstance(event, FinishedRow):
-                tokens += model.layout(request.size).columns + 1
-                progress.update(task, advance=1, speed=f"{tokens / (time.perf_counter() - started):.0f} tokens/s")
-            yield event
+def parse_rows(text: str) -> list[int]:
+    """`0-3,6` -> [0, 1, 2, 3, 6]."""
+    rows: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
+        if match is None:
+            msg = f"--keep-rows must look like 0-3 or 0-1,6, got {text!r}"
+            raise InvalidRequest(msg)
+        rows += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return rows

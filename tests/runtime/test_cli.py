@@ -15,25 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mgpt_edge import cli
-
 MGPT = [sys.executable, "-c", "from mgpt_edge.cli import main; main()"]
-
-
-@pytest.fixture
-def mgpt(monkeypatch, capfd, tmp_path):
-    """Runs `mgpt …` in this process; returns (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mgpt", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop, pytest.MonkeyPatch.context() as patch:
-            patch.setattr("warnings.showwarning", None)
-            cli.main()
-        captured = capfd.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

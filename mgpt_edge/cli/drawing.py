@@ -1,0 +1,120 @@
+"""What all verbs that draw share: sizes and files, progress on a terminal, and what Ctrl-C leaves."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+from mgpt_edge.runtime.errors import InvalidRequest, MgptError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from mgpt_edge.runtime.answer import Event
+    from mgpt_edge.runtime.model import Model
+
+
+class Interrupted(MgptError):
+    """Ctrl-C, after what was finished has been saved."""
+
+    exit_code = 130
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`WIDTHxHEIGHT` -> (width, height)."""
+    match = re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", text.strip())
+    if match is None:
+        msg = f"--size must look like 128x128 (width x height), got {text!r}"
+        raise InvalidRequest(msg)
+    return int(match[1]), int(match[2])
+
+
+def numbered(output: Path, count: int | None) -> list[Path]:
+    """The files of `count` pictures; a single path where no count was asked for."""
+    if count is None:
+        return [output]
+    return [output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(count)]
+
+
+def check_output(path: Path) -> None:
+    """Finds out before drawing whether the result can be written."""
+    if path.suffix.lower() != ".png":
+        msg = f"pictures are written as PNG, which keeps how they were drawn; got {path}"
+        raise InvalidRequest(msg)
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        msg = f"can't write to {path.parent}: it is no folder or not writable; give another place with -o"
+        raise InvalidRequest(msg)
+
+
+def draw(
+    model: Model, events: Iterator[Event], paths: list[Path], preview: Path | None, *, quiet: bool
+) -> dict[str, Any]:
+    """Saves each picture of a stream as it is done; returns what `--json` prints."""
+    from mgpt_edge.runtime.answer import Picture, Preview
+    from mgpt_edge.runtime.decode import FinishedRow
+    from mgpt_edge.runtime.metadata import KEY, save
+
+    pictures: list[dict[str, Any]] = []
+    passes = 0
+    row: FinishedRow | None = None
+    started = time.perf_counter()
+    try:
+        for event in _with_progress(model, events, len(paths), quiet=quiet):
+            if isinstance(event, FinishedRow):
+                row = event
+                passes += event.passes
+            elif isinstance(event, Preview) and preview is not None:
+                save(event.image, preview)
+            elif isinstance(event, Picture):
+                save(event.image, paths[event.picture])
+                if preview is not None:
+                    save(event.image, preview)
+                pictures.append({"path": str(paths[event.picture]), **event.image.info[KEY]})
+                row = None
+    except KeyboardInterrupt as error:
+        raise Interrupted(_save_partial(model, row, paths)) from error
+    seconds = time.perf_counter() - started
+    return {"pictures": pictures, "seconds": round(seconds, 4), "passes": passes}
+
+
+def _save_partial(model: Model, row: object, paths: list[Path]) -> str:
+    """Keeps what an interrupted picture had; returns what to tell the user."""
+    from mgpt_edge.runtime.decode import FinishedRow
+    from mgpt_edge.runtime.metadata import save
+
+    partial = model.presenter.partial(row.tokens) if isinstance(row, FinishedRow) else None
+    if not isinstance(row, FinishedRow) or partial is None:
+        return "interrupted before the first row; nothing was written"
+    path = paths[row.picture].with_suffix(".partial.png")
+    save(partial, path)
+    return f"interrupted; the {row.row + 1} rows that were finished are in {path}"
+
+
+def _with_progress(model: Model, events: Iterator[Event], pictures: int, *, quiet: bool) -> Iterator[Event]:
+    """Passes the events on and shows rows, tokens/s and the time left, on a terminal's stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from mgpt_edge.runtime.decode import FinishedRow
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("drawing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("rows  {task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    tokens, started = 0, time.perf_counter()
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
+        task = progress.add_task("", total=None, speed="")
+        for event in events:
+            if isinstance(event, FinishedRow):
+                layout = model.presenter.layout_of(event.tokens)
+                tokens += layout.columns + 1
+                speed = f"{tokens / (time.perf_counter() - started):.0f} tokens/s"
+                progress.update(task, advance=1, total=layout.rows * pictures, speed=speed)
+            yield event

@@ -1,0 +1,63 @@
+"""`mgpt transform`: a picture becomes another, by one of the family's tasks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mgpt_edge.cli.drawing import check_output, draw, numbered, parse_size
+
+
+def transform(
+    image: Annotated[Path, typer.Argument(help="Picture to look at.")],
+    task: Annotated[
+        str,
+        typer.Option(
+            help="depth, normals, segmentation, pose, detect, edit, reconstruct, from-edges, from-depth or "
+            "from-segmentation."
+        ),
+    ],
+    instruction: Annotated[
+        str | None,
+        typer.Option(help="What to change or to detect, or what the picture drawn from edges or a map shows."),
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; the picture's own unless given.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed draws the same picture.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How strictly to follow it; 1 is as trained.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Candidates at each code.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="1 is as trained, 0 takes the likeliest.")] = None,
+    count: Annotated[int | None, typer.Option(help="Pictures, drawn with seed, seed + 1, …")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="PNG file; out-0.png, … with --count.")] = Path(
+        "out.png"
+    ),
+    model: Annotated[Path | None, typer.Option(help="Bundle; the small model of the package unless given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Draw a depth map, an edit, … of a picture, or a picture from such a map.
+
+    Options that are not given come from the bundle's manifest, for each task.
+    """
+    from mgpt_edge.runtime.model import load
+    from mgpt_edge.runtime.request import check_task
+
+    check_task(task)
+    check_output(output)
+    settings: dict[str, Any] = {
+        "size": None if size is None else parse_size(size),
+        "seed": seed,
+        "guidance": guidance,
+        "top_k": top_k,
+        "temperature": temperature,
+        "count": count,
+    }
+    loaded = load(model)
+    events = loaded.stream(instruction or "", images=image, task=task, **settings)
+    result = draw(loaded, events, numbered(output, count), None, quiet=as_json)
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        for picture in result["pictures"]:
+            print(picture["path"])
