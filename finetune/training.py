@@ -23,7 +23,7 @@ from mgpt_edge.finetune.sft import Recipe
 from mgpt_edge.finetune.sharded import ShardedStage, newest_state
 from mgpt_edge.finetune.tokenised import tokenise
 from mgpt_edge.finetune.weights import Weights
-from mgpt_edge.runtime.errors import InvalidRequest
+from mgpt_edge.runtime.errors import InvalidRequest, NumericalError
 from mgpt_edge.runtime.layout import ImageLayout, buckets
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ def finetune(settings: Settings, report: Report = lambda *_: None) -> Result:
     Raises:
         InvalidRequest: settings or records cannot be used, or the output holds something else.
         CheckpointError: the model is missing, damaged or of another family.
+        NumericalError: the loss is no number any more.
     """
     with joined("cuda" if torch.cuda.is_available() else "cpu") as processes:
         return Training(settings, processes, report).run()
@@ -249,6 +250,13 @@ class Training:
             self.journal.rewind(stage.name, first)
         for record in stage.run(self.settings.save_minutes * 60):
             loss = record["loss"]
+            if not math.isfinite(loss + record["norm"]):
+                msg = (
+                    f"step {stage.step}: the loss is {loss}, the gradients' norm {record['norm']}. "
+                    "A lower --rate helps. "
+                    f"What was saved before stands: {newest_state(stage.folder) or 'nothing yet'}"
+                )
+                raise NumericalError(msg)
             spent = time.monotonic() - began
             left = spent / (stage.step - first) * (stage.recipe.steps - stage.step)
             self._log(stage, {**record, "seconds": round(spent, 3), "left_s": round(left, 3)})

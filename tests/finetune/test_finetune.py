@@ -15,7 +15,7 @@ import torch
 from mgpt_edge import cli
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.finetune.training import Settings, finetune
-from mgpt_edge.runtime.errors import InvalidRequest
+from mgpt_edge.runtime.errors import InvalidRequest, NumericalError
 from mgpt_edge.runtime.prompt import IMAGE_MARK
 from tests.finetune.conversations import drawing, record, write_pictures, write_records
 
@@ -202,6 +202,12 @@ def test_two_processes_are_as_one(settings, tmp_path, checkpoints, data):
 def test_settings_that_cannot_be_used(settings, change, said):
     with pytest.raises(InvalidRequest, match=said):
         finetune(replace(settings, **change))
+
+
+def test_a_loss_that_is_no_number_ends_it(settings):
+    with pytest.raises(NumericalError, match="A lower --rate helps"):
+        finetune(replace(settings, rate=1e30))
+    assert not list(settings.output.glob("training/stage-128/state-*"))
 
 
 def test_another_checkpoint_is_not_overwritten(settings):
