@@ -133,17 +133,21 @@ void rotate(Loaded& loaded, py::array_t<float, py::array::c_style> cosines,
   loaded.tables = {std::move(cosines), std::move(sines)};
 }
 
-// `out` [tokens, high - low] gets the logits of every new token, or [rows, high - low] of each row's last.
+// `out` [rows * last, high - low] gets the logits of each row's last tokens, row after row.
 void forward(Loaded& loaded, Cache& cache, const std::vector<std::pair<std::int64_t, std::vector<std::int64_t>>>& rows,
-             std::int64_t low, std::int64_t high, bool every, py::array_t<float, py::array::c_style>& out) {
+             std::int64_t low, std::int64_t high, std::int64_t last, py::array_t<float, py::array::c_style>& out) {
   std::vector<Segment> segments;
   std::size_t tokens = 0;
   std::vector<std::size_t> wanted;
   for (const auto& [row, ids] : rows) {
     if (row < 0 || row >= cache.rows()) throw py::index_error("the cache has no row " + std::to_string(row));
-    if (ids.empty()) throw py::value_error("a row of a pass has at least one token");
+    const auto count = static_cast<std::int64_t>(ids.size());
+    if (last < 1 || count < last) {
+      throw py::value_error("the logits of " + std::to_string(last) + " tokens were asked for, a row has " +
+                            std::to_string(count) + " new ones");
+    }
     segments.push_back({row, ids});
-    for (std::size_t i = every ? 0 : ids.size() - 1; i < ids.size(); ++i) wanted.push_back(tokens + i);
+    for (auto i = static_cast<std::size_t>(count - last); i < ids.size(); ++i) wanted.push_back(tokens + i);
     tokens += ids.size();
   }
   const auto count = static_cast<py::ssize_t>(wanted.size());
@@ -186,7 +190,7 @@ void bind_decoder(py::module_& module) {
             return std::make_unique<Cache>(self.decoder->model().dimensions, std::move(capacities));
           },
           py::arg("capacities"), "Room for sequences of so many tokens.")
-      .def("forward", &forward, py::arg("cache"), py::arg("rows"), py::arg("low"), py::arg("high"), py::arg("every"),
+      .def("forward", &forward, py::arg("cache"), py::arg("rows"), py::arg("low"), py::arg("high"), py::arg("last"),
            py::arg("out").noconvert());
   module.def("decoder_kernels", &mgpt::cpu::kernel_names, "Kernel sets that this machine can run, the fastest first.");
 }

@@ -55,7 +55,7 @@ def _by_native(checkpoint: Checkpoint, config: DecoderConfig, _: str, folder: Pa
         cache, logits = decoder.cache([len(tokens)]), np.empty((len(tokens), config.vocab_size), np.float32)
         for start in range(0, len(tokens), width):
             part, out = tokens[start : start + width].tolist(), logits[start : start + width]
-            decoder.forward(cache, [(0, part)], 0, config.vocab_size, every=True, out=out)
+            decoder.forward(cache, [(0, part)], 0, config.vocab_size, last=len(part), out=out)
         return logits
 
     return run

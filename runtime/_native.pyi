@@ -78,7 +78,7 @@ class CpuDecoder:
         rows: list[tuple[int, list[int]]],
         low: int,
         high: int,
-        every: bool,
+        last: int,
         out: NDArray[np.float32],
     ) -> None: ...
 

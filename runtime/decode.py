@@ -7,21 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mgpt_edge.runtime.errors import IncompleteAnswer
+from mgpt_edge.runtime.feed import Ahead, Feed
 from mgpt_edge.runtime.grammar import Grammar
 from mgpt_edge.runtime.sampling import Sampler
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from mgpt_edge.runtime.engines.base import Rows
+    from mgpt_edge.runtime.feed import Logits
     from mgpt_edge.runtime.grammar import Form, Mode
     from mgpt_edge.runtime.request import Request
-
-    Logits = tuple[NDArray[np.float32], NDArray[np.float32] | None]
-    """Of the conditional row and, where guided, of the unconditional one."""
+    from mgpt_edge.runtime.window import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +69,9 @@ class End:
 Step = FinishedRow | Word | End
 
 
-def decode(rows: Rows, prompt: Sequence[int], form: Form, request: Request) -> Iterator[Step]:
+def decode(
+    rows: Rows, prompt: Sequence[int], form: Form, request: Request, window: Window | None = None
+) -> Iterator[Step]:
     """Answers the prompt `request.count` times, each time with a seed of its own.
 
     Forced tokens are never sampled: they are fed together with the token before them. The prompt is
@@ -83,33 +82,38 @@ def decode(rows: Rows, prompt: Sequence[int], form: Form, request: Request) -> I
         prompt: new tokens, up to the separator after which the model answers.
         form: of each answer.
         request: how to sample.
+        window: how many codes to guess ahead; None feeds only what is known.
 
     Raises:
         IncompleteAnswer: the limit was reached within a picture, or one was announced that is longer.
     """
     offset = rows.lengths[0] + len(prompt)
-    feed = _Feed(rows, guided=request.guidance != 1)
+    guided = request.guidance != 1
+    feed = Feed(rows, guided=guided)
     feed.cond += prompt
     opening = Grammar(form)
     while not opening.done and _width(opening.interval()) == 1:
         opening.push(opening.interval()[0])
         feed.push(opening)
-    cond, uncond = feed.forward(opening.mode)
+    cond, uncond = feed.forward(opening)
     first = cond.copy(), None if uncond is None else uncond.copy()
     mark = rows.lengths
     for number in range(request.count):
         rows.rollback(mark)
-        feed = _Feed(rows, guided=request.guidance != 1)
-        grammar = yield from _answer(feed, first, len(opening.tokens), form, request, offset, number)
+        samplers = _samplers(request, number)
+        feed = Feed(rows, guided=guided)
+        if window is not None:
+            feed = Ahead(rows, guided=guided, sampler=samplers["code"], offset=offset, window=window)
+        grammar = yield from _answer(feed, first, len(opening.tokens), form, samplers, offset, number)
+        feed.settle()
         yield End(tuple(grammar.tokens), tuple(feed.cond), len(prompt), feed.passes + 1, grammar.done)
 
 
 def _answer(
-    feed: _Feed, logits: Logits, fed: int, form: Form, request: Request, offset: int, number: int
+    feed: Feed, logits: Logits, fed: int, form: Form, samplers: dict[Mode, Sampler], offset: int, number: int
 ) -> Generator[FinishedRow | Word, None, Grammar]:
     """One answer, whose first `fed` tokens are in the rows already and gave the logits."""
     v = form.vocabulary
-    samplers = _samplers(request, number)
     grammar = Grammar(form)
     passes, started = 0, time.perf_counter()
     while not grammar.done and len(grammar.tokens) < form.limit:
@@ -117,7 +121,7 @@ def _answer(
         token = low
         if high - low > 1:
             if feed.cond:
-                logits = feed.forward(mode)
+                logits = feed.forward(grammar)
             first_id = v.first_code if mode == "code" else 0
             token = samplers[mode](*logits, first_id, low, high, offset + len(grammar.tokens))
         grammar.push(token)
@@ -135,41 +139,6 @@ def _answer(
     if grammar.start is not None:
         raise IncompleteAnswer(_cut_off(grammar, form), grammar.open_picture())
     return grammar
-
-
-class _Feed:
-    """Tokens that wait for the next pass of each row.
-
-    The unconditional row sees the open picture only, and only where codes are drawn: it begins with the
-    picture, and waits through the passes for its height and width.
-    """
-
-    def __init__(self, rows: Rows, *, guided: bool) -> None:
-        self.rows = rows
-        self.guided = guided
-        self.cond: list[int] = []
-        self.uncond: list[int] = []
-        self.passes = 0
-
-    def push(self, grammar: Grammar) -> None:
-        """The answer's newest token waits."""
-        token = grammar.tokens[-1]
-        self.cond.append(token)
-        if self.guided and grammar.start is not None:
-            if grammar.start == len(grammar.tokens) - 1:
-                self.rows.rollback((self.rows.lengths[0], 0))
-                self.uncond.clear()
-            self.uncond.append(token)
-
-    def forward(self, mode: Mode) -> Logits:
-        guided = self.guided and mode == "code"
-        logits = self.rows.forward((self.cond, self.uncond if guided else ()), "image" if mode == "code" else "text")
-        self.passes += 1
-        self.cond.clear()
-        if not guided:
-            return logits[0], None
-        self.uncond.clear()
-        return logits[0], logits[1]
 
 
 def _samplers(request: Request, number: int) -> dict[Mode, Sampler]:

@@ -69,7 +69,11 @@ class Grammar:
             return (v.begin_image, v.begin_image + 1) if self.form.picture else (0, v.size)
         if self.layout is None:
             return v.first_grid + 1, v.first_grid + v.grids
-        index = len(self.tokens) - self.start
+        return self.interval_at(len(self.tokens) - self.start)
+
+    def interval_at(self, index: int) -> tuple[int, int]:
+        """What may stand at `index` of the open picture, whose layout is known."""
+        assert self.layout is not None
         kept = self.form.kept.get(index)
         return self.layout.interval(index) if kept is None else (kept, kept + 1)
 

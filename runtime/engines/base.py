@@ -28,6 +28,16 @@ class Rows(Protocol):
             memory is used again by the next pass; the row of an idle one holds nothing of use.
         """
 
+    def forward_every(
+        self, tokens: tuple[Sequence[int], Sequence[int]], last: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """One pass as `forward`, with the image logits of the last `last` tokens of each row that has any.
+
+        Returns:
+            Conditional and unconditional logits [last, codes], the latter None for an idle row. The memory is
+            the caller's.
+        """
+
     def rollback(self, lengths: tuple[int, int]) -> None:
         """Forgets what was cached beyond `lengths`."""
 

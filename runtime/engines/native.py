@@ -108,8 +108,18 @@ class NativeRows:
         logits = self.logits[head]
         fed = [row for row in range(ROWS) if len(tokens[row])]
         out = logits[fed[0] : fed[-1] + 1]
-        self.decoder.forward(self.cache, [(row, list(tokens[row])) for row in fed], low, high, every=False, out=out)
+        self.decoder.forward(self.cache, [(row, list(tokens[row])) for row in fed], low, high, last=1, out=out)
         return logits
+
+    def forward_every(
+        self, tokens: tuple[Sequence[int], Sequence[int]], last: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        low, high = self.ids["image"]
+        fed = [row for row in range(ROWS) if len(tokens[row])]
+        out = np.empty((len(fed), last, high - low), np.float32)
+        rows = [(row, list(tokens[row])) for row in fed]
+        self.decoder.forward(self.cache, rows, low, high, last=last, out=out.reshape(-1, high - low))
+        return out[0], out[1] if len(fed) == ROWS else None
 
     def rollback(self, lengths: tuple[int, int]) -> None:
         for row, length in enumerate(lengths):

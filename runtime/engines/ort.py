@@ -102,6 +102,25 @@ class OrtRows:
         return self.cache.length(0), self.cache.length(1)
 
     def forward(self, tokens: tuple[Sequence[int], Sequence[int]], head: Head) -> NDArray[np.float32]:
+        binding, logits = self._head(head)
+        with self.engine.lock:
+            work = self._run(tokens)
+            self.selected[0] = work.hidden[0, work.last]
+            self.engine.session(f"head_{head}").run_with_iobinding(binding)
+        return logits
+
+    def forward_every(
+        self, tokens: tuple[Sequence[int], Sequence[int]], last: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        with self.engine.lock:
+            work = self._run(tokens)
+            ends = [end + 1 for row, end in enumerate(work.last) if len(tokens[row])]
+            wanted = [index for end in ends for index in range(end - last, end)]
+            (logits,) = self.engine.session("head_image").run(None, {"hidden": work.hidden[:, wanted]})
+        return logits[0, :last], logits[0, last:] if len(ends) == ROWS else None
+
+    def _run(self, tokens: tuple[Sequence[int], Sequence[int]]) -> _Pass:
+        """A pass of the decoder; the caller holds the engine's lock."""
         counts = len(tokens[0]), len(tokens[1])
         work = self._pass(counts[0] or 1, counts[1] or 1)
         for row in range(ROWS):
@@ -110,12 +129,8 @@ class OrtRows:
             self.seqlen[row][0] = end - 1
             self.total[row][()] = end
             self.cache.append(row, counts[row])
-        binding, logits = self._head(head)
-        with self.engine.lock:
-            self.engine.session("decoder").run_with_iobinding(work.binding)
-            self.selected[0] = work.hidden[0, work.last]
-            self.engine.session(f"head_{head}").run_with_iobinding(binding)
-        return logits
+        self.engine.session("decoder").run_with_iobinding(work.binding)
+        return work
 
     def rollback(self, lengths: tuple[int, int]) -> None:
         for row, length in enumerate(lengths):

@@ -48,7 +48,7 @@ def every_logit(engine, sequence, widths=(None,)):
     out, fed, turn = np.empty((len(sequence), size), np.float32), 0, 0
     while fed < len(sequence):
         end = min(fed + (widths[turn % len(widths)] or len(sequence)), len(sequence))
-        engine.decoder.forward(rows.cache, [(0, sequence[fed:end])], 0, size, every=True, out=out[fed:end])
+        engine.decoder.forward(rows.cache, [(0, sequence[fed:end])], 0, size, last=end - fed, out=out[fed:end])
         fed, turn = end, turn + 1
     return out
 

@@ -1,0 +1,129 @@
+"""Guessing ahead: the same pictures in fewer passes, and a window that pays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mgpt_edge.runtime.decode import End, FinishedRow, decode
+from mgpt_edge.runtime.engines import load_engine
+from mgpt_edge.runtime.grammar import Form
+from mgpt_edge.runtime.layout import ImageLayout
+from mgpt_edge.runtime.request import Request
+from mgpt_edge.runtime.window import WIDTHS, Costs, Window
+
+PROMPT = [1, 90, 91, 92, 93]
+
+
+@pytest.fixture(scope="module")
+def native(bundle_of):
+    return load_engine(bundle_of("7b", "int8", "native"), 1)
+
+
+def request(**settings):
+    values = {"prompt": "x", "size": None, "seed": 3, "guidance": 2.0, "top_k": 6, "text_top_k": 5, "temperature": 0.7}
+    return Request(**{**values, **settings})
+
+
+def drawn(engine, asked, width=64, height=96, window=None, kept=None):
+    """(tokens of each answer, passes of each, whether the rows end as they should)"""
+    vocabulary = engine.bundle.manifest.vocabulary
+    layout = ImageLayout(width, height, vocabulary)
+    form = Form(vocabulary=vocabulary, stride=16, limit=len(layout), layout=layout, picture=True, kept=kept or {})
+    rows = engine.open((len(PROMPT) + len(layout), len(layout) if asked.guidance != 1 else 0))
+    tokens, passes = [], []
+    for step in decode(rows, PROMPT, form, asked, window):
+        if isinstance(step, End):
+            tokens.append(step.tokens)
+            passes.append(step.passes)
+            # What the rows hold, and what waits, is the answer and nothing else.
+            assert rows.lengths[0] == len(PROMPT) + len(step.tokens) - len(step.unfed)
+            if asked.guidance != 1:
+                assert rows.lengths[1] == len(step.tokens) - len(step.unfed)
+    return tokens, passes
+
+
+@settings(max_examples=60)
+@given(
+    width=st.integers(1, 40),
+    guidance=st.sampled_from([1.0, 0.0, 2.0]),
+    temperature=st.sampled_from([0.0, 0.3, 1.0]),
+    seed=st.integers(0, 1000),
+    size=st.sampled_from([(32, 32), (64, 32), (64, 96)]),
+)
+def test_the_same_picture_with_any_window(native, width, guidance, temperature, seed, size):
+    asked = request(guidance=guidance, temperature=temperature, seed=seed, count=2)
+    plain, plain_passes = drawn(native, asked, *size)
+    window = Window(width, Costs())
+    ahead, passes = drawn(native, asked, *size, window=window)
+    assert ahead == plain
+    assert sum(passes) <= sum(plain_passes)
+    assert window.right <= window.guessed
+
+
+def test_a_likely_picture_takes_fewer_passes(native):
+    """At temperature 0 an untrained model settles on few codes, which a left neighbour guesses well."""
+    asked = request(temperature=0.0, guidance=1.0)
+    (_, (plain,)), (_, (ahead,)) = drawn(native, asked), drawn(native, asked, window=Window(8, Costs()))
+    assert ahead < 0.7 * plain
+
+
+def test_rows_that_are_kept_are_free_guesses(native):
+    layout = ImageLayout(64, 96, native.bundle.manifest.vocabulary)
+    (first,), _ = drawn(native, request())
+    kept = {index: first[index] for index in range(3, len(layout) - 1) if (index - 3) // 5 in {1, 2, 4}}
+    plain, _ = drawn(native, request(seed=9), kept=kept)
+    ahead, _ = drawn(native, request(seed=9), kept=kept, window=Window(7, Costs()))
+    assert ahead == plain
+    assert all(plain[0][index] == token for index, token in kept.items())
+
+
+def test_an_engine_of_onnxruntime_guesses_too(bundle_of):
+    """Its logits depend on the width in the last bits, so equality is likely here, not promised."""
+    engine = load_engine(bundle_of("7b", "fp32"), 1)
+    plain, plain_passes = drawn(engine, request())
+    ahead, passes = drawn(engine, request(), window=Window(6, Costs()))
+    same = np.mean(np.array(plain[0]) == np.array(ahead[0]))
+    assert same > 0.9
+    assert passes[0] <= plain_passes[0]
+
+
+def test_a_stream_cut_off_leaves_the_engine_usable(native):
+    layout = ImageLayout(64, 96, native.bundle.manifest.vocabulary)
+    form = Form(vocabulary=layout.vocabulary, stride=16, limit=len(layout), layout=layout, picture=True)
+    steps = decode(native.open((200, 100)), PROMPT, form, request(), Window(9, Costs()))
+    assert isinstance(next(steps), FinishedRow)
+    steps.close()
+    assert drawn(native, request(), window=Window(9, Costs()))[0] == drawn(native, request())[0]
+
+
+def simulate(cost, chance, passes=400):
+    """Windows chosen over many passes, of given cost by width and chance that a guess is right."""
+    rng, window, chosen = np.random.default_rng(0), Window(None, Costs()), []
+    for _ in range(passes):
+        width = window.choose()
+        window.cost(width, cost(width) * rng.uniform(1, 1.2))
+        right = int(np.argmin(np.append(rng.random(width) < chance, False)))
+        window.learn(width, right)
+        chosen.append(width)
+    return chosen[passes // 2 :]
+
+
+@pytest.mark.parametrize("chance", [0.2, 0.6, 0.9])
+def test_the_window_finds_what_pays(chance):
+    """The best fixed window by its expected tokens a second, and what the adaptive one reaches."""
+
+    def rate(cost, width):
+        return sum(chance**k for k in range(width + 1)) / cost(width)
+
+    for cost in (lambda w: 1 + 0.05 * w, lambda w: 1 + 0.3 * w, lambda w: 1 + 1.0 * w):
+        best = max(rate(cost, width) for width in WIDTHS)
+        reached = np.mean([rate(cost, width) for width in simulate(cost, chance)])
+        assert reached > 0.85 * best
+
+
+def test_where_each_guess_costs_a_pass_none_is_made():
+    chosen = simulate(lambda width: 1.0 + width, 0.5)
+    assert np.mean(chosen) < 0.5
