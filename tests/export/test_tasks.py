@@ -1,0 +1,53 @@
+"""Which tasks a checkpoint has, and with what defaults."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mgpt_edge.export.defaults import FAMILY, Defaults
+from mgpt_edge.runtime.errors import CheckpointError
+from mgpt_edge.runtime.prompt import TEMPLATES
+
+
+@pytest.mark.parametrize(
+    ("source", "tasks"),
+    [
+        ("Alpha-VLLM/Lumina-mGPT-7B-768-Omni", set(TEMPLATES)),
+        ("Alpha-VLLM/Lumina-mGPT-7B-512", {"text-to-image", "describe", "chat"}),
+        ("my-own", {"text-to-image"}),
+    ],
+)
+def test_tasks_by_name(source, tasks, tmp_path):
+    assert set(Defaults.find(tmp_path, source).tasks) == tasks
+
+
+def test_the_familys_settings_and_the_checkpoints_own(tmp_path):
+    assert FAMILY.keys() == TEMPLATES.keys()
+    family = Defaults.find(tmp_path, "Lumina-mGPT-7B-768-Omni")
+    assert family.sampling("text-to-image") == {"guidance": 4.0, "top_k": 2000, "text_top_k": 10, "temperature": 1.0}
+    assert family.sampling("depth") == {"guidance": 1.0, "top_k": 200, "text_top_k": 10, "temperature": 1.0}
+    assert family.sampling("chat") == {"guidance": 1.0, "top_k": 2000, "text_top_k": 5, "temperature": 1.0}
+    says = {"target_size": 128, "temperature": 0.6, "tasks": {"depth": {"temperature": 0.3}, "chat": {}}}
+    (tmp_path / "mgpt.json").write_text(json.dumps(says))
+    own = Defaults.find(tmp_path, "mini")
+    assert set(own.tasks) == {"depth", "chat"}
+    assert own.sampling("depth") == {"guidance": 1.0, "top_k": 200, "text_top_k": 10, "temperature": 0.3}
+    assert own.sampling("chat")["temperature"] == 0.6
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (["depth"], "tasks must be an object"),
+        ({"dept": {}}, "unknown task 'dept'; known: text-to-image, depth"),
+        ({"depth": {"size": 3}}, "tasks must be an object from tasks to their settings"),
+        ({"depth": {"top_k": 0}}, "top_k must be a whole number"),
+        ({"depth": 3}, "tasks must be an object"),
+    ],
+)
+def test_errors(tasks, message, tmp_path):
+    (tmp_path / "mgpt.json").write_text(json.dumps({"tasks": tasks}))
+    with pytest.raises(CheckpointError, match=message):
+        Defaults.find(tmp_path, "mini")
