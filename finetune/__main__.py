@@ -32,6 +32,7 @@ def mini(work: Work = WORK, output: Output = OUTPUT, threads: Threads = 2) -> No
     """Everything, from nothing to models/mini; run again after a kill, it continues."""
     vq(work, threads)
     stages(work, threads)
+    sharpen(work, threads)
     write(work, output)
 
 
@@ -45,6 +46,12 @@ def vq(work: Work = WORK, threads: Threads = 2) -> None:
 def stages(work: Work = WORK, threads: Threads = 2) -> None:
     """Trains the transformer: FP-SFT from small pictures to large ones, from the second stage on with every task."""
     _show(_pipeline(work, threads).train_stages())
+
+
+@app.command()
+def sharpen(work: Work = WORK, threads: Threads = 2) -> None:
+    """Trains the VQGAN's decoder on, against a discriminator; the codes stay as they are."""
+    _show(_pipeline(work, threads).sharpen())
 
 
 @app.command()

@@ -15,7 +15,7 @@ from mgpt_edge.export.model import Decoder
 from mgpt_edge.export.tokenizer import read_vocabulary
 from mgpt_edge.export.vqgan import VQGAN
 from mgpt_edge.finetune import checkpoint
-from mgpt_edge.finetune.album import Album, load_codes
+from mgpt_edge.finetune.album import Album, encode_pictures, load_codes
 from mgpt_edge.finetune.corpus import Corpus, Group, Part, world_text
 from mgpt_edge.finetune.draw import Sampling
 from mgpt_edge.finetune.files import replace_atomically
@@ -23,6 +23,7 @@ from mgpt_edge.finetune.judge import Judge, train_judge
 from mgpt_edge.finetune.painter import Painter
 from mgpt_edge.finetune.pictures import Pictures, render_together
 from mgpt_edge.finetune.sft import Stage, initialise, small_decoder, validation_loss
+from mgpt_edge.finetune.sharpen import Coded, Sharpening
 from mgpt_edge.finetune.tasks import KINDS_OF
 from mgpt_edge.finetune.tokenizer import for_text, train_tokenizer
 from mgpt_edge.finetune.vq import Source, VQTraining, measure
@@ -78,14 +79,32 @@ class Mini:
 
     @cached_property
     def vq(self) -> VQGAN:
-        """The trained VQGAN."""
+        """The trained VQGAN, its decoder sharpened as far as that has come."""
         state = torch.load(self._trained("vq"), weights_only=True)
         if state["step"] < self.plan.vq.steps:
             msg = f"the VQGAN in {self.work} is at step {state['step']} of {self.plan.vq.steps}; run the stage vq first"
             raise FileNotFoundError(msg)
+        sharp = self.work / "sharp.pt"
+        weights = torch.load(sharp, weights_only=True)["model"] if sharp.exists() else state["model"]
         vq = VQGAN(self.plan.vq.config)
-        vq.load_state_dict(state["model"])
+        vq.load_state_dict(weights)
         return vq.eval()
+
+    def sharpen(self) -> Iterator[dict[str, float]]:
+        """Trains the VQGAN's decoder on, every code staying as it is; yields records of the log."""
+        sources = [self._coded(part) for part in self.plan.vq_pictures]
+        training = Sharpening(self.plan.sharpening, self.vq, sources, self.work)
+        training.resume()
+        with _Log(self.work / "sharp.jsonl") as log:
+            for record in training.run():
+                if record["step"] % 25 == 0:
+                    yield log(record)
+                if record["step"] % 1000 == 0 or record["step"] == self.plan.sharpening.steps:
+                    yield log({"step": record["step"], **self._vq_figures(training.model)})
+
+    def _coded(self, part: VQPictures) -> Coded:
+        source = self._source(part)
+        return Coded(source.pictures, encode_pictures(self.vq, source.pictures), part.weight, part.importance)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

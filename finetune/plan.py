@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mgpt_edge.finetune.sft import Recipe
+from mgpt_edge.finetune.sharpen import SharpenRecipe
 from mgpt_edge.finetune.vq import VQRecipe
 from mgpt_edge.finetune.world import KINDS
 
@@ -71,6 +72,7 @@ class Plan:
     albums: Mapping[Size, Mapping[str, int]]
     stages: tuple[StagePlan, ...]
     dropout: float = 0.0
+    sharpening: SharpenRecipe = field(default_factory=lambda: SharpenRecipe(steps=3000))
     held_back: int = 500
     judge_steps: int = 4000
 
@@ -89,12 +91,13 @@ SQUARE_128, SQUARE_192, SQUARE_256, WIDE, HIGH = (128, 128), (192, 192), (256, 2
 
 def default_plan() -> Plan:
     """What models/mini is made with."""
-    colors = (VQPictures(128, "picture", 6000, 0.38), VQPictures(256, "picture", 3000, 0.30))
+    colors = (VQPictures(128, "picture", 12000, 0.48), VQPictures(256, "picture", 3000, 0.24))
     importance = {"depth": 1.0, "normals": 0.5, "segmentation": 0.5, "edges": 0.1}
-    dense = (VQPictures(side, kind, 1000, 0.04, importance[kind]) for side in (128, 256) for kind in KINDS[1:])
+    dense = (VQPictures(side, kind, 1000, 0.035, importance[kind]) for side in (128, 256) for kind in KINDS[1:])
+    small = GroupPlan({("text-to-image", SQUARE_128): 1.0}, batch=32)
     large = {("text-to-image", SQUARE_256): 5.0}
     return Plan(
-        vq=VQRecipe(steps=8000),
+        vq=VQRecipe(steps=14000),
         vq_pictures=(*colors, *dense),
         albums={
             SQUARE_128: _album(24000, 4000, 6000),
@@ -104,9 +107,7 @@ def default_plan() -> Plan:
             SQUARE_256: _album(7000, 1000, 1000),
         },
         stages=(
-            StagePlan(
-                128, (GroupPlan({("text-to-image", SQUARE_128): 1.0}, batch=32),), Recipe(steps=6000, rate=1.8e-3)
-            ),
+            StagePlan(128, (small,), Recipe(steps=6000, rate=1.8e-3)),
             StagePlan(192, (_short(1.0), _long(0.3)), Recipe(steps=6000, rate=1.2e-3)),
             StagePlan(256, (_short(0.3), _long(0.7, large), _longest(0.1)), Recipe(steps=3000, rate=8e-4)),
         ),

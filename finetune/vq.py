@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mgpt_edge.export.vqgan import VQGAN, VQConfig
-from mgpt_edge.finetune.files import replace_atomically
+from mgpt_edge.finetune.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -57,7 +55,7 @@ class VQRecipe:
     warmup_steps: int = 400
     commitment: float = 0.25
     l1_weight: float = 0.2
-    edge_weight: float = 0.1
+    edge_weight: float = 0.15
     codebook_decay: float = 0.98
     restart_below: float = 0.05
     crop: int = 96
@@ -132,12 +130,13 @@ class Source:
     importance: float = 1.0
 
 
-class VQTraining:
+class VQTraining(Run):
     """One training run, resumable from its folder."""
 
     def __init__(self, recipe: VQRecipe, sources: Sequence[Source], folder: Path) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.sources, self.folder = recipe, sources, folder
+        super().__init__(recipe, folder / "vq.pt")
+        self.sources = sources
         weights = np.array([source.weight for source in sources])
         self.weights = weights / weights.sum()
         self.model = VQGAN(recipe.config).to(memory_format=torch.channels_last)
@@ -146,17 +145,7 @@ class VQTraining:
         self.codebook = Codebook(table, recipe.codebook_decay, recipe.restart_below)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=recipe.rate, betas=(0.9, 0.99), weight_decay=1e-4)
-        self.step = 0
         self.waiting: list[Tensor] = []  # latents of the last warm-up steps, for the k-means
-
-    def run(self, save_every_s: float = 120.0) -> Iterator[dict[str, float]]:
-        """Trains to the recipe's last step, yielding the losses of each step."""
-        saved = time.monotonic()
-        while self.step < self.recipe.steps:
-            yield self.train_step()
-            if time.monotonic() - saved > save_every_s or self.step == self.recipe.steps:
-                self.save()
-                saved = time.monotonic()
 
     def train_step(self) -> dict[str, float]:
         """One optimiser step; which pictures it sees depends on the seed and the step alone."""
@@ -212,32 +201,19 @@ class VQTraining:
         self.codebook.follow(rows, chosen.flatten(), generator)
         return latents + (nearest - latents).detach(), commitment
 
-    def save(self) -> None:
-        """Writes everything that `resume` needs."""
-        state = {
-            "step": self.step,
+    def state(self) -> dict[str, Any]:
+        return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "codebook": self.codebook.state(),
             "waiting": self.waiting,
-            "recipe": json.dumps(asdict(self.recipe)),
         }
-        replace_atomically(self.folder / "vq.pt", lambda draft: torch.save(state, draft))
 
-    def resume(self) -> bool:
-        """Continues from the folder's checkpoint, if it has one of this recipe."""
-        path = self.folder / "vq.pt"
-        if not path.exists():
-            return False
-        state = torch.load(path, weights_only=True)
-        if state["recipe"] != json.dumps(asdict(self.recipe)):
-            msg = f"{path} was trained by another recipe; remove it to start again"
-            raise ValueError(msg)
+    def load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.codebook.load(state["codebook"])
-        self.step, self.waiting = state["step"], state["waiting"]
-        return True
+        self.waiting = state["waiting"]
 
 
 @torch.no_grad()

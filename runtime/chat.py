@@ -114,7 +114,7 @@ class Chat:
         self._busy = True
         mark, end = self.rows.lengths[0], None
         try:
-            steps = decode(self.rows, prompt, form, request)
+            steps = decode(self.rows, prompt, form, request, self.model.window(request))
             for event in self.model.presenter.events(request, steps, preview=preview):
                 if isinstance(event, End):
                     end = event

@@ -30,6 +30,8 @@ class FinishedRow:
         row: which of its rows, from 0.
         tokens: the picture's tokens so far, from begin-of-image.
         passes: passes of the engine since the row before.
+        guessed: tokens that those passes were fed ahead.
+        accepted: tokens since then that had been guessed rightly, and cost no pass.
         seconds: time since the row before.
     """
 
@@ -37,6 +39,8 @@ class FinishedRow:
     row: int
     tokens: tuple[int, ...]
     passes: int
+    guessed: int
+    accepted: int
     seconds: float
 
 
@@ -115,7 +119,7 @@ def _answer(
     """One answer, whose first `fed` tokens are in the rows already and gave the logits."""
     v = form.vocabulary
     grammar = Grammar(form)
-    passes, started = 0, time.perf_counter()
+    before, started = feed.costs, time.perf_counter()
     while not grammar.done and len(grammar.tokens) < form.limit:
         mode, (low, high) = grammar.mode, grammar.interval()
         token = low
@@ -130,8 +134,9 @@ def _answer(
         if mode == "code" and token == v.end_row and grammar.layout is not None:
             now, drawn = time.perf_counter(), grammar.open_picture()
             row = (len(drawn) - 3) // (grammar.layout.columns + 1) - 1
-            yield FinishedRow(number + grammar.pictures, row, drawn, feed.passes - passes, now - started)
-            passes, started = feed.passes, now
+            costs = [after - then for after, then in zip(feed.costs, before, strict=True)]
+            yield FinishedRow(number + grammar.pictures, row, drawn, *costs, now - started)
+            before, started = feed.costs, now
         elif mode == "grid" and grammar.layout is not None and len(grammar.layout) > form.limit:
             raise IncompleteAnswer(_too_large(grammar.layout.width, grammar.layout.height, len(grammar.layout), form))
         elif mode == "text" and token not in {v.begin_image, v.separator}:

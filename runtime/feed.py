@@ -31,6 +31,12 @@ class Feed:
         self.cond: list[int] = []
         self.uncond: list[int] = []
         self.passes = 0
+        self.guessed = self.accepted = 0  # tokens fed ahead, and those of them that were right
+
+    @property
+    def costs(self) -> tuple[int, int, int]:
+        """Passes so far, tokens guessed in them, and those of them that were right."""
+        return self.passes, self.guessed, self.accepted
 
     def push(self, grammar: Grammar) -> None:
         """The answer's newest token waits."""
@@ -88,6 +94,7 @@ class Ahead(Feed):
             return super().forward(grammar)
         while self.cond and self.right + 1 < len(self.fed) and self.fed[self.right + 1] == self.cond[0]:
             self.right += 1
+            self.accepted += 1
             del self.cond[0]
             del self.uncond[:1]
         if self.cond:
@@ -134,6 +141,7 @@ class Ahead(Feed):
         )
         self.window.cost(len(guesses), time.perf_counter() - started)
         self.passes += 1
+        self.guessed += len(guesses)
         self.cond.clear()
         self.uncond.clear()
         self.fed = [last, *guesses]

@@ -22,6 +22,7 @@ from mgpt_edge.runtime.pictures import open_picture, several
 from mgpt_edge.runtime.presenter import Presenter
 from mgpt_edge.runtime.prompt import CONVERSATIONS
 from mgpt_edge.runtime.request import Request, check_task
+from mgpt_edge.runtime.window import Costs, Window
 
 if TYPE_CHECKING:
     import os
@@ -64,6 +65,7 @@ class Model:
         self.tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer.json")))
         self.intake = Intake(manifest, self.engine, self.tokenizer)
         self.presenter = Presenter(bundle, self.engine, self.tokenizer)
+        self.costs = Costs()
 
     def generate(
         self, prompt: str | Sequence[str], *, seed: int | None = None, **settings: Any
@@ -249,10 +251,16 @@ class Model:
         def events() -> Iterator[Event]:
             for job in jobs:
                 rows.rollback((0, 0))
-                steps = decode(rows, job.prompt, job.form, job.request)
+                steps = decode(rows, job.prompt, job.form, job.request, self.window(job.request))
                 yield from self.presenter.events(job.request, steps, preview=preview, kept_rows=kept_rows)
 
         return events()
+
+    def window(self, request: Request) -> Window | None:
+        """How far the request's pictures are guessed ahead; None draws code by code."""
+        if request.speculate == "off" or (request.speculate == "auto" and not self.manifest.width_invariant):
+            return None
+        return Window(None if request.speculate == "auto" else int(request.speculate), self.costs)
 
     def _warn_untrained(self, layout: ImageLayout) -> None:
         trained, size = self.manifest.pictures.trained_sizes, (layout.width, layout.height)

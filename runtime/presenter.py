@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.engines.base import Engine
     from mgpt_edge.runtime.request import Request
 
+COSTS = ("passes", "guessed", "accepted")
+
 
 @cache
 def _version() -> str:
@@ -48,14 +50,17 @@ class Presenter:
     ) -> Iterator[Event]:
         """The loop's steps: tokens become characters, rows become pictures; only a conversation has an `End`."""
         words = Words(self.tokenizer)
+        costs: dict[str, int] = {}
         try:
             for step in steps:
                 text = words.push(step.token) if isinstance(step, Word) else words.flush()
                 if text:
                     yield Text(text)
                 if isinstance(step, FinishedRow):
+                    costs = {} if step.row == 0 else costs
+                    costs = {name: costs.get(name, 0) + getattr(step, name) for name in COSTS}
                     yield step
-                    yield from self._show(request, step, preview, kept_rows)
+                    yield from self._show(request, step, preview, kept_rows, costs)
                 elif isinstance(step, End) and request.task in CONVERSATIONS:
                     yield step
         except IncompleteAnswer as error:
@@ -71,11 +76,14 @@ class Presenter:
         image.paste(self._decode_pixels(tokens, layout)[0])
         return image
 
-    def _show(self, request: Request, row: FinishedRow, preview: bool, kept_rows: Sequence[int]) -> Iterator[Event]:
+    def _show(
+        self, request: Request, row: FinishedRow, preview: bool, kept_rows: Sequence[int], costs: dict[str, int]
+    ) -> Iterator[Event]:
         layout = self.layout_of(row.tokens)
         if row.row + 1 == layout.rows:
             finished, seconds = self._decode_pixels(row.tokens, layout)
-            finished.info[KEY] = self._describe(request, row.picture, finished.size, kept_rows)
+            cost = {**costs, "window": round(costs["guessed"] / max(costs["passes"], 1), 1)}
+            finished.info[KEY] = self._describe(request, row.picture, finished.size, kept_rows) | cost
             yield Picture(row.picture, finished, (*row.tokens, layout.vocabulary.end_image), seconds)
         elif preview:
             yield Preview(row.picture, *self._decode_pixels(row.tokens, layout))

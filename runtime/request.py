@@ -11,6 +11,7 @@ from mgpt_edge.runtime.errors import InvalidRequest
 from mgpt_edge.runtime.prompt import CONVERSATIONS, TEMPLATES, user_field
 
 LARGEST_COUNT = 10_000
+LARGEST_WINDOW = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,8 @@ class Request:
         temperature: 1 samples as trained, 0 takes the likeliest.
         count: number of pictures.
         max_tokens: of an answer of text and pictures; None is what a picture and a page of text take.
+        speculate: codes to guess ahead (`feed.Ahead`): a number from 1, "off", or "auto": as many as pay, where
+            that leaves every picture as it is.
 
     Raises:
         InvalidRequest: a value of the wrong type, out of range or not finite.
@@ -44,6 +47,7 @@ class Request:
     temperature: float
     count: int = 1
     max_tokens: int | None = None
+    speculate: int | str = "auto"
 
     def __post_init__(self) -> None:
         check_task(self.task)
@@ -59,6 +63,8 @@ class Request:
         _whole("seed", self.seed, 0, (1 << 64) - self.count)
         _number("guidance", self.guidance)
         _number("temperature", self.temperature)
+        if self.speculate not in {"auto", "off"}:
+            _whole("speculate, if neither 'auto' nor 'off',", self.speculate, 1, LARGEST_WINDOW)
         if self.max_tokens is not None:
             _whole("max_tokens", self.max_tokens, 1, (1 << 31) - 1)
             if self.task not in CONVERSATIONS:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mgpt_edge.runtime.request import LARGEST_WINDOW
+
 WIDTHS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Windows to choose from; wider ones gained nothing (measured, docs/decisions.md)."""
-LARGEST = 256
 MEMORY = 0.9  # of the moving averages
 HOPELESS = 0.8  # of the best rate: no wider window is tried
 TRIALS = 3  # passes of each width before its cost is trusted
@@ -43,9 +44,8 @@ class Window:
     def __init__(self, fixed: int | None, costs: Costs) -> None:
         self.fixed = fixed
         self.costs = costs
-        self.tried = [1.0] * LARGEST  # passes with more than so many guesses, fading
-        self.hit = [0.7**depth for depth in range(1, LARGEST + 1)]  # of them, with so many right and one more
-        self.guessed = self.right = 0
+        self.tried = [1.0] * LARGEST_WINDOW  # passes with more than so many guesses, fading
+        self.hit = [0.7**depth for depth in range(1, LARGEST_WINDOW + 1)]  # of them, with so many right and one more
 
     def choose(self) -> int:
         """Guesses for the next pass."""
@@ -72,8 +72,6 @@ class Window:
 
     def learn(self, guesses: int, right: int) -> None:
         """Of a pass' guesses the first `right` were drawn."""
-        self.guessed += guesses
-        self.right += right
-        for depth in range(min(guesses, LARGEST)):
+        for depth in range(min(guesses, LARGEST_WINDOW)):
             self.tried[depth] = MEMORY * self.tried[depth] + 1
             self.hit[depth] = MEMORY * self.hit[depth] + (right > depth)

@@ -33,6 +33,9 @@ def generate(
     keep_rows: Annotated[
         str | None, typer.Option(help="Rows of 16 pixels of --from-image that stay, such as 0-3 or 0-1,6.")
     ] = None,
+    speculate: Annotated[
+        str | None, typer.Option(help="Codes to guess ahead: auto, off or a number; the picture stays the same.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Draw pictures from a prompt.
@@ -49,6 +52,7 @@ def generate(
         "top_k": top_k,
         "temperature": temperature,
         "count": count,
+        "speculate": int(speculate) if speculate is not None and speculate.isdecimal() else speculate,
     }
     settings = {name: value for name, value in given.items() if value is not None}
     loaded = load(model)

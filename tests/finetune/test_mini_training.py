@@ -11,10 +11,12 @@ import torch
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.vqgan import VQConfig
 from mgpt_edge.finetune import scores
+from mgpt_edge.finetune.album import encode_pictures
 from mgpt_edge.finetune.draw import Sampling
 from mgpt_edge.finetune.mini import Mini
 from mgpt_edge.finetune.plan import GroupPlan, Plan, StagePlan, VQPictures, default_plan
 from mgpt_edge.finetune.sft import Recipe
+from mgpt_edge.finetune.sharpen import SharpenRecipe
 from mgpt_edge.finetune.tasks import TASKS
 from mgpt_edge.finetune.vq import VQRecipe
 from mgpt_edge.finetune.world import KINDS
@@ -34,6 +36,7 @@ PLAN = Plan(
         StagePlan(32, (GroupPlan({("text-to-image", SIZE): 1.0}, 2),), Recipe(steps=2)),
         StagePlan(64, (GroupPlan({(task, SIZE): 1.0 for task in TASKS}, 4),), Recipe(steps=3)),
     ),
+    sharpening=SharpenRecipe(steps=4, pixels=2 * 32 * 32, begin=2),
     judge_steps=2,
 )
 
@@ -54,6 +57,20 @@ def test_a_finished_training_is_not_repeated(trained: Mini) -> None:
     assert list(again.train_vq()) == []
     assert list(again.train_stages()) == []
     assert (trained.work / "stage-64.pt").stat().st_mtime_ns == before
+
+
+def test_sharpening_changes_the_decoder_alone(trained: Mini) -> None:
+    before = trained.vq.state_dict()
+    pictures = trained.pictures(SIZE, "validation").load()[:4]
+    codes = encode_pictures(trained.vq, pictures)
+    plain = Mini(trained.work, PLAN, processes=1)
+    records = list(plain.sharpen())
+    assert [record["step"] for record in records] == [4]
+    sharp = Mini(trained.work, PLAN, processes=1).vq
+    assert (encode_pictures(sharp, pictures) == codes).all()
+    changed = {name.split(".")[0] for name, value in sharp.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+    assert list(Mini(trained.work, PLAN, processes=1).sharpen()) == []
 
 
 def test_the_checkpoint_is_the_familys(trained: Mini, tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from mgpt_edge.runtime.decode import End, FinishedRow, decode
 from mgpt_edge.runtime.engines import load_engine
+from mgpt_edge.runtime.errors import InvalidRequest
 from mgpt_edge.runtime.grammar import Form
 from mgpt_edge.runtime.layout import ImageLayout
+from mgpt_edge.runtime.model import Model
 from mgpt_edge.runtime.request import Request
 from mgpt_edge.runtime.window import WIDTHS, Costs, Window
 
@@ -60,7 +62,6 @@ def test_the_same_picture_with_any_window(native, width, guidance, temperature, 
     ahead, passes = drawn(native, asked, *size, window=window)
     assert ahead == plain
     assert sum(passes) <= sum(plain_passes)
-    assert window.right <= window.guessed
 
 
 def test_a_likely_picture_takes_fewer_passes(native):
@@ -127,3 +128,32 @@ def test_the_window_finds_what_pays(chance):
 def test_where_each_guess_costs_a_pass_none_is_made():
     chosen = simulate(lambda width: 1.0 + width, 0.5)
     assert np.mean(chosen) < 0.5
+
+
+def test_auto_guesses_only_where_pictures_stay_as_they_are(bundle_of):
+    exact, rounded = Model(bundle_of("7b", "int8", "native")), Model(bundle_of("7b", "fp32"))
+    assert exact.manifest.width_invariant
+    assert isinstance(exact.window(request()), Window)
+    assert exact.window(request(speculate="off")) is None
+    assert rounded.manifest.width_invariant == (rounded.window(request()) is not None)
+    assert rounded.window(request(speculate=4)).fixed == 4
+
+
+def test_a_picture_says_what_it_cost(bundle_of):
+    model = Model(bundle_of("7b", "int8", "native"))
+    plain = model.generate("a cat", size=(128, 128), seed=1, speculate="off")
+    ahead = model.generate("a cat", size=(128, 128), seed=1, speculate=8)
+    assert np.array_equal(np.asarray(plain), np.asarray(ahead))
+    said = ahead.info["mgpt"]
+    # The first code comes with the prompt; every other one from a pass, or from a guess that was right.
+    assert plain.info["mgpt"]["passes"] == 63
+    assert plain.info["mgpt"]["window"] == 0
+    assert 0 < said["accepted"] <= said["guessed"]
+    assert said["passes"] < 63 <= said["passes"] + said["accepted"]
+    assert 4 < said["window"] <= 8
+
+
+@pytest.mark.parametrize("window", [0, -1, 257, 2.5, "often", True])
+def test_a_window_that_is_none_is_refused(window):
+    with pytest.raises(InvalidRequest, match="speculate"):
+        request(speculate=window)

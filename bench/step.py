@@ -1,0 +1,176 @@
+"""What one guided image token costs: our engines, the family's own loop, and the least that memory allows.
+
+python -m mgpt_edge.bench.step [--shape 375m] [--context 600] [--rounds 15] [--threads N] [--json]
+
+Random weights, two rows, one new token each. All sides take turns in one process, round by round; medians, and the
+median of each round's ratio to the native engine. The reference is what the family runs: transformers' inner Chameleon,
+a batch-1 pass a row, a cache that grows, guidance and top-k in PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from transformers import ChameleonConfig, ChameleonModel, DynamicCache
+
+from mgpt_edge.bench.random_checkpoint import SHAPES, write_checkpoint
+from mgpt_edge.export.bundle import export_bundle
+from mgpt_edge.export.checkpoint import Checkpoint
+from mgpt_edge.runtime import memory
+from mgpt_edge.runtime._native import read_bandwidth
+from mgpt_edge.runtime.engines import load_engine
+from mgpt_edge.runtime.sampling import Sampler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+GUIDANCE, TOP_K = 3.0, 2000
+
+
+def step(
+    shape: Annotated[str, typer.Option(help="One of the random checkpoints' shapes.")] = "375m",
+    context: Annotated[int, typer.Option(min=1, help="Tokens that both rows hold already.")] = 600,
+    rounds: Annotated[int, typer.Option(min=1)] = 15,
+    threads: Annotated[int | None, typer.Option(min=1)] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Measure a guided step of every side."""
+    cores = threads or memory.physical_cores()
+    torch.set_num_threads(cores)
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(Path(folder) / "checkpoint", SHAPES[shape], vq=False)
+        checkpoint = Checkpoint.open(Path(folder) / "checkpoint")
+        sides = dict(_engines(checkpoint, Path(folder), context, cores))
+        sides |= dict(_references(checkpoint, context))
+        facts = _measure(sides, rounds, _step_bytes(checkpoint, context), cores)
+    if as_json:
+        print(json.dumps({"shape": shape, "context": context, "threads": cores, **facts}))
+        return
+    print(f"{shape}, two rows, context {context}, {cores} threads; memory reads {facts['read_gb_s']:.1f} GB/s")
+    for name, side in facts["sides"].items():
+        print(f"{name:28} {side['ms']:8.2f} ms  {side['times_native']:6.2f} x native")
+    print(f"least time for the int8 bytes {facts['least_ms']:.2f} ms: {facts['native_share']:.0%} of the native step")
+
+
+def _engines(checkpoint: Checkpoint, folder: Path, context: int, threads: int) -> Any:
+    low, high = checkpoint.vocabulary.code_range
+    tokens = np.random.default_rng(0).integers(low, high, context).tolist()
+    sampler = Sampler(GUIDANCE, TOP_K, 1.0, 0)
+    for name in ("native", "cpu"):
+        bundle = export_bundle(checkpoint, folder / name, precision="int8", engine=name)
+        rows = load_engine(bundle, threads).open((context + 8, context + 8))
+        for start in range(0, context, 64):
+            rows.forward((tokens[start : start + 64],) * 2, "image")
+
+        def run(rows: Any = rows) -> None:
+            logits = rows.forward(([low], [low]), "image")
+            sampler(logits[0], logits[1], low, low, high, context)
+            rows.rollback((context, context))
+
+        yield f"{name}, int8", run
+
+
+@torch.inference_mode()
+def _references(checkpoint: Checkpoint, context: int) -> Any:
+    low, high = checkpoint.vocabulary.code_range
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(low, high, (1, context)))
+    for dtype in (torch.float32, torch.bfloat16):
+        model, head = _transformers(checkpoint, dtype)
+        caches = [DynamicCache(config=model.config) for _ in range(2)]
+        for cache in caches:
+            model(input_ids=tokens, past_key_values=cache, use_cache=True)
+
+        def run(model: Any = model, head: Any = head, caches: Any = caches) -> None:
+            with torch.inference_mode():
+                token = torch.tensor([[low]])
+                logits = [
+                    (model(input_ids=token, past_key_values=cache, use_cache=True).last_hidden_state[:, -1] @ head.T)
+                    for cache in caches
+                ]
+                cond, uncond = (row.float() for row in logits)
+                guided = uncond + GUIDANCE * (cond - uncond)
+                allowed = torch.full_like(guided, -torch.inf)
+                allowed[:, low:high] = guided[:, low:high]
+                kept = allowed.masked_fill(allowed < allowed.topk(TOP_K).values[:, -1:], -torch.inf)
+                torch.multinomial(kept.softmax(1), 1)
+                for cache in caches:
+                    cache.crop(context)
+
+        yield f"reference loop, {str(dtype).removeprefix('torch.')}", run
+
+
+def _transformers(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[ChameleonModel, torch.Tensor]:
+    config = checkpoint.config
+    model = ChameleonModel(
+        ChameleonConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            rms_norm_eps=config.norm_eps,
+            swin_norm=config.swin_norm,
+            vocabulary_map={"<image>": 5},
+            vq_config={"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "latent_channels": 32},
+        )
+    ).eval()
+    state = {name.removeprefix("model."): checkpoint.tensor(name) for name in checkpoint.names()}
+    head = state.pop("lm_head.weight")
+    for layer in range(config.num_layers):
+        names = ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias")
+        for name, tensor in zip(names, checkpoint.qk_norm(layer), strict=True):
+            state[f"layers.{layer}.self_attn.{name}"] = tensor
+    model.load_state_dict(state, strict=False)
+    return model.to(dtype), head.to(dtype)
+
+
+def _step_bytes(checkpoint: Checkpoint, context: int) -> int:
+    """Bytes that any int8 step has to read: every linear of the layers, the image head, and both rows' K/V."""
+    config, vocabulary = checkpoint.config, checkpoint.vocabulary
+    shapes = config.shapes().items()
+    linears = sum(shape[0] * shape[1] for name, shape in shapes if name.endswith("_proj.weight"))
+    cache = 2 * context * 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    return linears + vocabulary.codes * config.hidden_size + cache
+
+
+def _measure(sides: dict[str, Callable[[], None]], rounds: int, least: int, threads: int) -> dict[str, Any]:
+    """Median milliseconds of each side, its ratio to the native engine round by round, and the memory's own speed."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    bandwidths = []
+    for number in range(rounds + 2):
+        bandwidth = read_bandwidth(1 << 29, threads, 0.15)
+        for name, run in sides.items():
+            run()  # the step before was another side's: caches hold its weights
+            started = time.perf_counter()
+            run()
+            if number >= 2:
+                seconds[name].append(time.perf_counter() - started)
+        if number >= 2:
+            bandwidths.append(bandwidth)
+    native = seconds["native, int8"]
+    shares = [least / bandwidth / took for bandwidth, took in zip(bandwidths, native, strict=True)]
+    return {
+        "read_gb_s": statistics.median(bandwidths) / 1e9,
+        "least_ms": statistics.median(least / bandwidth for bandwidth in bandwidths) * 1e3,
+        "native_share": statistics.median(shares),
+        "sides": {
+            name: {
+                "ms": statistics.median(taken) * 1e3,
+                "times_native": statistics.median(a / b for a, b in zip(taken, native, strict=True)),
+            }
+            for name, taken in seconds.items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    typer.run(step)
