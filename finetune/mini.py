@@ -32,10 +32,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from torch import nn
+
     from mgpt_edge.finetune.plan import Plan, Size, StagePlan, VQPictures
     from mgpt_edge.runtime.vocabulary import Vocabulary
 
 
+EYE_LAYERS = 4
 SAMPLING = Sampling(guidance=2.0, top_k=100, temperature=0.6)
 
 
@@ -52,7 +55,8 @@ class Mini:
 
     def train_vq(self) -> Iterator[dict[str, float]]:
         """Trains the VQGAN on pictures of every kind; yields records of the log."""
-        training = VQTraining(self.plan.vq, [self._source(part) for part in self.plan.vq_pictures], self.work)
+        sources = [self._source(part) for part in self.plan.vq_pictures]
+        training = VQTraining(self.plan.vq, sources, self.work, self.eye)
         training.resume()
         with _Log(self.work / "vq.jsonl") as log:
             for record in training.run():
@@ -192,19 +196,30 @@ class Mini:
         defaults = checkpoint.Defaults("mini", stage.side, sampling, stage.sizes)
         checkpoint.write_json(folder / "mgpt.json", defaults.to_json())
 
+    @cached_property
     def judge(self) -> Judge:
-        """The judge, trained if it is not there."""
-        path, judge = self.work / "judge.pt", Judge()
-        if path.exists():
-            judge.load_state_dict(torch.load(path, weights_only=True))
-            return judge.eval()
-        albums = [self.pictures(size, "train") for size in self.plan.albums]
-        for pictures in albums:
-            pictures.render(self.processes)
-        torch.manual_seed(0)
-        for _ in train_judge(judge, albums, self.plan.judge_steps):
-            pass
-        replace_atomically(path, lambda draft: torch.save(judge.state_dict(), draft))
+        """Reads pictures for the scores; trained if it is not there."""
+        return self._reader("judge", list(self.plan.albums), self.plan.judge_steps, seed=0)
+
+    @cached_property
+    def eye(self) -> nn.Sequential:
+        """What the VQGAN learns to please: the first layers of a reader of its own, never the judge."""
+        part = self.plan.vq_pictures[0]
+        reader = self._reader("eye", [(part.side, part.side)], self.plan.eye_steps, seed=1)
+        return reader.trunk[:EYE_LAYERS].requires_grad_(requires_grad=False)
+
+    def _reader(self, name: str, sizes: list[Size], steps: int, seed: int) -> Judge:
+        path = self.work / f"{name}.pt"
+        torch.manual_seed(seed)
+        judge = Judge()
+        if not path.exists():
+            albums = [self.pictures(size, "train") for size in sizes]
+            for pictures in albums:
+                pictures.render(self.processes)
+            for _ in train_judge(judge, albums, steps, seed=seed):
+                pass
+            replace_atomically(path, lambda draft: torch.save(judge.state_dict(), draft))
+        judge.load_state_dict(torch.load(path, weights_only=True))
         return judge.eval()
 
     def _trained(self, name: str) -> Path:

@@ -75,6 +75,7 @@ class Plan:
     sharpening: SharpenRecipe = field(default_factory=lambda: SharpenRecipe(steps=3000))
     held_back: int = 500
     judge_steps: int = 4000
+    eye_steps: int = 1500
 
     def __post_init__(self) -> None:
         if not self.stages:

@@ -21,7 +21,7 @@ Line = tuple[str, str]
 
 def judge(mini: Mini) -> Iterator[Line]:
     """How often the judge reads held-back renders right: the ceiling of every figure it gives."""
-    reader = mini.judge()
+    reader = mini.judge
     for size in mini.plan.albums:
         pictures = mini.pictures(size, "validation")
         pictures.render(mini.processes)
@@ -32,7 +32,7 @@ def judge(mini: Mini) -> Iterator[Line]:
 
 def sweep(mini: Mini, count: int, sampling: Sampling) -> Iterator[Line]:
     """Fidelity by guidance, at the newest stage's square size."""
-    painter, reader = mini.painter(), mini.judge()
+    painter, reader = mini.painter(), mini.judge
     side = mini.trained_decoder()[0].side
     for guidance in GUIDANCES:
         guided = Sampling(guidance, sampling.top_k, sampling.temperature)
@@ -43,7 +43,7 @@ def sweep(mini: Mini, count: int, sampling: Sampling) -> Iterator[Line]:
 
 def drawing(mini: Mini, count: int, sampling: Sampling) -> Iterator[Line]:
     """Fidelity at every size that the newest stage draws."""
-    painter, reader = mini.painter(), mini.judge()
+    painter, reader = mini.painter(), mini.judge
     for size in mini.trained_decoder()[0].sizes:
         for name, scenes in _asked(count).items():
             share = fidelity.text_to_image(painter, reader, scenes, size, sampling)
@@ -52,7 +52,7 @@ def drawing(mini: Mini, count: int, sampling: Sampling) -> Iterator[Line]:
 
 def seeing(mini: Mini, count: int, sampling: Sampling, side: int) -> Iterator[Line]:
     """Dense answers, guided drawing, edits and questions on held-back pictures of one size."""
-    painter, reader = mini.painter(), mini.judge()
+    painter, reader = mini.painter(), mini.judge
     album = mini.album((side, side), "validation", {*KINDS, "edited"})
     yield "depth, mean relative error", f"{fidelity.depth(painter, album, count):.3f}"
     yield "normals, mean angle", f"{fidelity.normals(painter, album, count):.1f} degrees"

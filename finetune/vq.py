@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mgpt_edge.export.vqgan import VQGAN, VQConfig
 from mgpt_edge.finetune.run import Run
@@ -44,6 +44,7 @@ class VQRecipe:
         edge_weight: Weight of the L1 distance of neighbouring pixels' differences, against blur.
         codebook_decay: Of the moving averages that the codebook's rows follow.
         crop: Side of the windows that a step sees, pixels; their corners lie on the code grid.
+        perceptual: Weight of the distance between what an eye sees in both pictures (`perceived`).
         focus: Added weight of pixels that stand out from their row: the solids, not the even floor and wall.
         restart_below: A code whose moving count falls under this share of an equal share gets a latent of the batch.
     """
@@ -60,6 +61,7 @@ class VQRecipe:
     restart_below: float = 0.05
     crop: int = 96
     focus: float = 8.0
+    perceptual: float = 0.3
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -131,12 +133,21 @@ class Source:
 
 
 class VQTraining(Run):
-    """One training run, resumable from its folder."""
+    """One training run, resumable from its folder.
 
-    def __init__(self, recipe: VQRecipe, sources: Sequence[Source], folder: Path) -> None:
+    Args:
+        recipe: how.
+        sources: what from.
+        folder: of the state.
+        eye: layers, trained to see what matters in such pictures, whose responses should stay as they are.
+    """
+
+    def __init__(
+        self, recipe: VQRecipe, sources: Sequence[Source], folder: Path, eye: nn.Sequential | None = None
+    ) -> None:
         torch.manual_seed(recipe.seed)
         super().__init__(recipe, folder / "vq.pt")
-        self.sources = sources
+        self.sources, self.eye = sources, eye
         weights = np.array([source.weight for source in sources])
         self.weights = weights / weights.sum()
         self.model = VQGAN(recipe.config).to(memory_format=torch.channels_last)
@@ -162,8 +173,9 @@ class VQTraining(Run):
         quantised, commitment = self._quantise(latents, rows, generator)
         with torch.autocast("cpu", torch.bfloat16):
             drawn = self.model.picture(quantised)
-        pixels = reconstruction(drawn.float(), image, weight, recipe)
-        loss = pixels + recipe.commitment * commitment
+        loss = reconstruction(drawn.float(), image, weight, recipe) + recipe.commitment * commitment
+        if self.eye is not None:
+            loss = loss + recipe.perceptual * perceived(self.eye, drawn, image)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -242,6 +254,22 @@ def reconstruction(drawn: Tensor, image: Tensor, weight: Tensor, recipe: VQRecip
     down = (error.diff(dim=2).abs() * weight[..., 1:, :]).mean()
     pixels = error.square() + recipe.l1_weight * error.abs()
     return (pixels * weight).mean() + recipe.edge_weight * (across + down)
+
+
+def perceived(eye: nn.Sequential, drawn: Tensor, image: Tensor) -> Tensor:
+    """Squared distance of an eye's responses to pictures [B, 3, h, w], relative to their size, mean over its layers.
+
+    As LPIPS (arXiv 1801.03924), by a network of this world's own: edges and colors that it tells shapes by count more
+    than pixels.
+    """
+    distances = []
+    with torch.autocast("cpu", torch.bfloat16):
+        for layer in eye:
+            drawn = layer(drawn)
+            with torch.no_grad():
+                image = layer(image)
+            distances.append((drawn - image).square().mean() / (image.square().mean() + 1e-6))
+    return torch.stack(distances).float().mean()
 
 
 @torch.inference_mode()

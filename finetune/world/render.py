@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .camera import EYE, camera_axes, focal_length, project
 from .scene import LIGHTS, Scene, Solid
 from .solids import FAR, Array, bounding_sphere, intersect
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-EYE = np.array([0.0, -6.0, 2.9], np.float32)
-TARGET = np.array([0.0, 0.0, 0.42], np.float32)
 WALL_Y = 2.6  # metres; the wall behind the table
-VIEW_WIDTH = 3.6  # metres seen at the target along the picture's shorter side
 FLOOR_CLASS, WALL_CLASS, FIRST_SOLID_CLASS = 0, 1, 2
 
 # Linear light, not sRGB.
@@ -77,16 +75,9 @@ class _Stage:
     on_wall: NDArray[np.bool_]
 
 
-def camera_axes() -> Array:
-    """Rows: right, up, forward."""
-    forward = (TARGET - EYE) / np.linalg.norm(TARGET - EYE)
-    right = np.array([1, 0, 0], np.float32)
-    return np.stack([right, np.cross(right, forward), forward]).astype(np.float32)
-
-
 @lru_cache(maxsize=8)
 def _stage(width: int, height: int) -> _Stage:
-    focal = _focal(width, height)
+    focal = focal_length(width, height)
     x = (np.arange(width, dtype=np.float32) + 0.5 - width / 2) / np.float32(focal)
     y = (height / 2 - np.arange(height, dtype=np.float32) - 0.5) / np.float32(focal)
     right, up, forward = camera_axes()
@@ -161,18 +152,6 @@ def render(scene: Scene, width: int, height: int) -> Frame:
     picture = _develop(linear)
     in_camera = np.einsum("ij,jhw->hwi", camera_axes() * np.array([[1], [1], [-1]], np.float32), normal[:, ::2, ::2])
     return Frame(picture, depth[::2, ::2].copy(), np.ascontiguousarray(in_camera), segments[::2, ::2].copy())
-
-
-def project(x: float, y: float, z: float, width: int, height: int) -> tuple[float, float, float]:
-    """Where a point of the world (metres) is seen: column and row in pixels, and its depth in metres."""
-    right, up, forward = (float(v) for v in camera_axes() @ (np.array([x, y, z], np.float32) - EYE))
-    focal = _focal(width, height)
-    return width / 2 + right / forward * focal, height / 2 - up / forward * focal, forward
-
-
-def _focal(width: int, height: int) -> float:
-    """Pixels."""
-    return float(np.linalg.norm(TARGET - EYE)) / VIEW_WIDTH * min(width, height)
 
 
 def _window(stage: _Stage, x: float, y: float, z: float, radius: float) -> tuple[slice, slice]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .camera import apart, seen_at
+
 SHAPES = ("sphere", "cube", "cylinder", "cone")
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "white")
 SIZES = ("small", "large")
@@ -18,7 +20,7 @@ SPLITS = ("train", "validation", "test", "held_out")
 # Pairs that no training scene shows; only the split "held_out" does.
 HELD_OUT = frozenset({("cyan", "cylinder"), ("purple", "cone")})
 
-RADIUS = {"small": 0.36, "large": 0.60}
+RADIUS = {"small": 0.42, "large": 0.62}
 MAX_SOLIDS = 4
 
 
@@ -80,10 +82,13 @@ class Scene:
         return Scene(solids, self.floor, light)
 
 
-def relation(one: Solid, other: Solid) -> str | None:
-    """Where `one` stands, seen from `other`: left, right, front, behind; None where it would be a matter of taste."""
+def relation(one: Solid, other: Solid, margin: float = 0.3) -> str | None:
+    """Where `one` stands, seen from `other`: left, right, front, behind; None where it would be a matter of taste.
+
+    It is where neither direction is larger than the other by `margin` metres.
+    """
     dx, dy = one.x - other.x, one.y - other.y
-    if abs(abs(dx) - abs(dy)) < 0.15:
+    if abs(abs(dx) - abs(dy)) < margin:
         return None
     if abs(dx) > abs(dy):
         return "left" if dx < 0 else "right"
@@ -138,9 +143,9 @@ def _with_one_smaller(looks: list[tuple[str, str, str, str]]) -> list[tuple[str,
 
 def _place(rng: np.random.Generator, look: tuple[str, str, str, str], count: int) -> Solid:
     color, shape, size, finish = look
-    reach = 0.75 if count == 1 else 1.15
+    reach = 0.6 if count == 1 else 0.95
     x = float(rng.uniform(-reach, reach))
-    y = float(rng.uniform(-0.7, 0.7) if count == 1 else rng.uniform(-1.0, 1.0))
+    y = float(rng.uniform(-0.6, 0.6) if count == 1 else rng.uniform(-1.1, 1.1))
     return Solid(shape, color, size, finish, x, y, float(rng.uniform(-math.pi / 4, math.pi / 4)))
 
 
@@ -148,11 +153,17 @@ def _well_placed(solids: list[Solid]) -> bool:
     """All solids are inside a square picture, no two touch or hide one another, and every relation is plain."""
     for i, one in enumerate(solids):
         # Half the width that a square picture shows grows with the distance from the camera.
-        if abs(one.x) + one.radius > 0.29 * (one.y + 6.0):
+        if abs(one.x) + one.radius > 0.236 * (one.y + 6.0):
             return False
         for other in solids[:i]:
-            gap = 1.15 * (one.radius + other.radius)
-            # Seen from the camera the depth is foreshortened, so solids in a line need more room.
-            if math.hypot(one.x - other.x, 0.75 * (one.y - other.y)) < gap or relation(one, other) is None:
+            touch = math.hypot(one.x - other.x, one.y - other.y) < 1.15 * (one.radius + other.radius)
+            if touch or relation(one, other) is None or _hidden(one, other):
                 return False
     return True
+
+
+def _hidden(one: Solid, other: Solid) -> bool:
+    """Whether the nearer of two, seen as a disc, covers the middle of the other or comes close to it."""
+    near, far = (one, other) if one.y < other.y else (other, one)
+    seen = [seen_at(solid.x, solid.y, solid.radius) for solid in (near, far)]
+    return apart(*seen) < near.radius / seen[0][2] + 0.25 * far.radius / seen[1][2]

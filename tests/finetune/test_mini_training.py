@@ -38,6 +38,7 @@ PLAN = Plan(
     ),
     sharpening=SharpenRecipe(steps=4, pixels=2 * 32 * 32, begin=2),
     judge_steps=2,
+    eye_steps=2,
 )
 
 
