@@ -33,7 +33,7 @@ $(TEST_VENV)/.installed: $(SOURCES) constraints.txt
 lint: $(TEST_VENV)/.installed typecheck
 	$(TEST_BIN)/ruff check .
 	$(TEST_BIN)/ruff format --check .
-	$(TEST_BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp
+	$(TEST_BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp
 
 # mypy follows no mapping of folders: it reads links in the shape of the package.
 typecheck: $(TEST_VENV)/.installed

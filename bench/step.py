@@ -102,7 +102,7 @@ def _references(checkpoint: Checkpoint, context: int) -> Any:
                 kept = allowed.masked_fill(allowed < allowed.topk(TOP_K).values[:, -1:], -torch.inf)
                 torch.multinomial(kept.softmax(1), 1)
                 for cache in caches:
-                    cache.crop(context)
+                    cache.crop(-1)  # the token of this step
 
         yield f"reference loop, {str(dtype).removeprefix('torch.')}", run
 
@@ -147,7 +147,7 @@ def _measure(sides: dict[str, Callable[[], None]], rounds: int, least: int, thre
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     bandwidths = []
     for number in range(rounds + 2):
-        bandwidth = read_bandwidth(1 << 29, threads, 0.15)
+        bandwidth = 1e9 * read_bandwidth(1 << 29, threads, 0.15)
         for name, run in sides.items():
             run()  # the step before was another side's: caches hold its weights
             started = time.perf_counter()

@@ -70,8 +70,8 @@ Layer layer_of(const Tensors& tensors, const Dimensions& d, std::int64_t index) 
 void check(const Dimensions& d) {
   const bool positive = d.layers > 0 && d.hidden > 0 && d.heads > 0 && d.kv_heads > 0 && d.head_dim > 0 &&
                         d.intermediate > 0 && d.vocabulary > 0;
-  if (!positive || d.heads % d.kv_heads != 0 || d.hidden % 16 != 0 || d.head_dim % 16 != 0 || d.head_dim > mgpt::cpu::kMostHeadDim ||
-      d.intermediate % 16 != 0) {
+  if (!positive || d.heads % d.kv_heads != 0 || d.hidden % 16 != 0 || d.head_dim % 16 != 0 ||
+      d.head_dim > mgpt::cpu::kMostHeadDim || d.intermediate % 16 != 0) {
     throw py::value_error("the native decoder takes whole groups of heads, and sizes that are multiples of 16");
   }
 }

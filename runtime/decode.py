@@ -134,8 +134,8 @@ def _answer(
         if mode == "code" and token == v.end_row and grammar.layout is not None:
             now, drawn = time.perf_counter(), grammar.open_picture()
             row = (len(drawn) - 3) // (grammar.layout.columns + 1) - 1
-            costs = [after - then for after, then in zip(feed.costs, before, strict=True)]
-            yield FinishedRow(number + grammar.pictures, row, drawn, *costs, now - started)
+            passes, guessed, accepted = (after - then for after, then in zip(feed.costs, before, strict=True))
+            yield FinishedRow(number + grammar.pictures, row, drawn, passes, guessed, accepted, now - started)
             before, started = feed.costs, now
         elif mode == "grid" and grammar.layout is not None and len(grammar.layout) > form.limit:
             raise IncompleteAnswer(_too_large(grammar.layout.width, grammar.layout.height, len(grammar.layout), form))

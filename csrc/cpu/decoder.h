@@ -102,8 +102,8 @@ class Decoder {
   }
 
   // Feeds the segments' tokens and appends them to the cache. `hidden` gets the normalised hidden states of all of them
-  // in order, [tokens, hidden]. Throws std::out_of_range for a token, row or length that does not fit; the cache is then
-  // as it was.
+  // in order, [tokens, hidden]. Throws std::out_of_range for a token, row or length that does not fit; the cache is
+  // then as it was.
   void forward(Cache& cache, std::span<const Segment> segments, float* hidden);
 
   // Logits [rows, high - low] of normalised hidden states [rows, hidden].

@@ -1,5 +1,5 @@
-// Compiled once per instruction set, with MGPT_SET naming it. No standard library beyond what is inlined here: a function
-// template compiled for a newer CPU must not be the copy that the linker keeps for an older one.
+// Compiled once per instruction set, with MGPT_SET naming it. No standard library beyond what is inlined here: a
+// function template compiled for a newer CPU must not be the copy that the linker keeps for an older one.
 #include "kernels.h"
 
 #include "lanes.h"
@@ -340,8 +340,7 @@ MGPT_INLINE void mix(const std::int8_t* values, const float* weights, std::int64
   for (int part = 0; part < parts; ++part) store(y + part * kLanes, (even[part] + odd[part]) * share);
 }
 
-void attend(const HeadCache& cache, const float* query, std::int64_t last, std::int64_t dim, float* scratch,
-            float* y) {
+void attend(const HeadCache& cache, const float* query, std::int64_t last, std::int64_t dim, float* scratch, float* y) {
   std::int8_t bytes[kMostHeadDim];
   float scale;
   std::int32_t query_sum;
@@ -391,7 +390,7 @@ void add(float* x, const float* y, std::int64_t size) {
 #define MGPT_STRING(set) MGPT_TEXT(set)
 
 extern const Kernels MGPT_NAME(MGPT_SET);
-const Kernels MGPT_NAME(MGPT_SET){MGPT_STRING(MGPT_SET), quantise, linear, rms_norm, norm_and_rotate, append, attend,
-                                  gate, add};
+const Kernels MGPT_NAME(MGPT_SET){
+    MGPT_STRING(MGPT_SET), quantise, linear, rms_norm, norm_and_rotate, append, attend, gate, add};
 
 }  // namespace mgpt::cpu

@@ -11,8 +11,8 @@ constexpr std::int64_t kChannels = 16;  // output channels of a block of packed 
 constexpr std::int64_t kDepth = 4;      // inputs that stand side by side in it
 constexpr std::int64_t kMostHeadDim = 1024;
 
-// Weights [out, in] as bytes w + 128, packed [out / 16][in / 4][16][4]; one scale an output channel. `out` is a multiple
-// of 16 and `in` of 4.
+// Weights [out, in] as bytes w + 128, packed [out / 16][in / 4][16][4]; one scale an output channel. `out` is a
+// multiple of 16 and `in` of 4.
 struct Weights {
   const std::uint8_t* packed;
   const float* scales;
@@ -29,8 +29,8 @@ struct Activations {
   std::int64_t in;
 };
 
-// One head's cached keys and values of one sequence: bytes with a scale a token. Keys are packed as weights are, a token
-// in place of a channel: [token / 16][dim / 4][16][4]; values stand as [token][dim].
+// One head's cached keys and values of one sequence: bytes with a scale a token. Keys are packed as weights are, a
+// token in place of a channel: [token / 16][dim / 4][16][4]; values stand as [token][dim].
 struct HeadCache {
   std::uint8_t* keys;
   float* key_scales;
@@ -62,8 +62,7 @@ struct Kernels {
                           std::int64_t position, std::int64_t dim);
 
   // Writes one token's key and value.
-  void (*append)(const HeadCache& cache, const float* key, const float* value, std::int64_t position,
-                 std::int64_t dim);
+  void (*append)(const HeadCache& cache, const float* key, const float* value, std::int64_t position, std::int64_t dim);
 
   // y = softmax(q . keys / sqrt(dim)) . values over positions 0..last; `scratch` holds last + 16 floats.
   void (*attend)(const HeadCache& cache, const float* query, std::int64_t last, std::int64_t dim, float* scratch,
