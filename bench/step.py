@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import torch
 import typer
-from transformers import ChameleonConfig, ChameleonModel, DynamicCache
+from transformers import DynamicCache
 
+from mgpt_edge.bench.peers import chameleon
 from mgpt_edge.bench.random_checkpoint import SHAPES, write_checkpoint
 from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
@@ -83,7 +84,7 @@ def _references(checkpoint: Checkpoint, context: int) -> Any:
     low, high = checkpoint.vocabulary.code_range
     tokens = torch.from_numpy(np.random.default_rng(0).integers(low, high, (1, context)))
     for dtype in (torch.float32, torch.bfloat16):
-        model, head = _transformers(checkpoint, dtype)
+        model, head = chameleon(checkpoint, dtype)
         caches = [DynamicCache(config=model.config) for _ in range(2)]
         for cache in caches:
             model(input_ids=tokens, past_key_values=cache, use_cache=True)
@@ -105,32 +106,6 @@ def _references(checkpoint: Checkpoint, context: int) -> Any:
                     cache.crop(-1)  # the token of this step
 
         yield f"reference loop, {str(dtype).removeprefix('torch.')}", run
-
-
-def _transformers(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[ChameleonModel, torch.Tensor]:
-    config = checkpoint.config
-    model = ChameleonModel(
-        ChameleonConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            rms_norm_eps=config.norm_eps,
-            swin_norm=config.swin_norm,
-            vocabulary_map={"<image>": 5},
-            vq_config={"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "latent_channels": 32},
-        )
-    ).eval()
-    state = {name.removeprefix("model."): checkpoint.tensor(name) for name in checkpoint.names()}
-    head = state.pop("lm_head.weight")
-    for layer in range(config.num_layers):
-        names = ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias")
-        for name, tensor in zip(names, checkpoint.qk_norm(layer), strict=True):
-            state[f"layers.{layer}.self_attn.{name}"] = tensor
-    model.load_state_dict(state, strict=False)
-    return model.to(dtype), head.to(dtype)
 
 
 def _step_bytes(checkpoint: Checkpoint, context: int) -> int:

@@ -22,7 +22,9 @@ std::vector<const Kernels*> available() {
   std::map<std::string, bool> has = cpu_features();
 #if defined(__x86_64__)
   if (has["avx2"] && has["avx512_vnni"]) found.push_back(&kernels_avx512vnni);
+#if defined(MGPT_AVXVNNI)
   if (has["avx2"] && has["avx_vnni"]) found.push_back(&kernels_avxvnni);
+#endif
   if (has["avx2"]) found.push_back(&kernels_avx2);
 #elif defined(__aarch64__)
   if (has["dotprod"]) found.push_back(&kernels_dotprod);

@@ -42,6 +42,7 @@ def _facts() -> dict[str, Any]:
         "python": f"{sys.version.split()[0]} on {platform.platform()}",
         **{name: installed(name) for name in names},
         "engine": _engine(),
+        "decoder kernels": " ".join(_native.decoder_kernels()),
         "cores": cores,
         "cpu features": " ".join(name for name, there in _native.cpu_features().items() if there) or "none known",
         "memory read": f"{bandwidth:.1f} GB/s with {cores} threads",
@@ -52,7 +53,7 @@ def _facts() -> dict[str, Any]:
 
 
 def _engine() -> str:
-    from mgpt_edge.runtime.engines.ort import onnxruntime
+    from mgpt_edge.runtime.engines.graphs import onnxruntime
     from mgpt_edge.runtime.errors import IncompatibleEngine
 
     try:

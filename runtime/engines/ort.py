@@ -46,7 +46,7 @@ class OrtEngine(Graphs):
                 "this CPU has no VNNI: its int8 products may saturate and spoil pictures; "
                 "compare with a bundle in fp32 (mgpt export … --precision fp32)"
             )
-            warnings.warn(msg, CompatibilityWarning, stacklevel=4)
+            warnings.warn(msg, CompatibilityWarning, stacklevel=5)
         self.session("decoder")
 
     def open(self, capacities: tuple[int, int]) -> OrtRows:

@@ -3,46 +3,20 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from transformers import ChameleonConfig, ChameleonModel
 
+from mgpt_edge.bench.peers import chameleon
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.runtime.engines.ort import OrtEngine
 
+if TYPE_CHECKING:
+    from transformers import ChameleonModel
+
 TOLERANCE = 1e-4  # relative to the largest logit
-
-
-def oracle(checkpoint: Checkpoint) -> tuple[ChameleonModel, torch.Tensor]:
-    """transformers' inner model with expanded q/k-norms, and the head's weight."""
-    config = checkpoint.config
-    model = ChameleonModel(
-        ChameleonConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            rms_norm_eps=config.norm_eps,
-            swin_norm=config.swin_norm,
-            vocabulary_map={"<image>": 5},
-            vq_config={"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "latent_channels": 32},
-        )
-    ).eval()
-    state = {name.removeprefix("model."): checkpoint.tensor(name) for name in checkpoint.names()}
-    head = state.pop("lm_head.weight")
-    for layer in range(config.num_layers):
-        for name, tensor in zip(
-            ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias"), checkpoint.qk_norm(layer), strict=True
-        ):
-            state[f"layers.{layer}.self_attn.{name}"] = tensor
-    missing = model.load_state_dict(state, strict=False)
-    assert not missing.unexpected_keys
-    assert all(name.startswith("vqmodel") for name in missing.missing_keys)
-    return model, head
 
 
 @torch.inference_mode()
@@ -58,7 +32,7 @@ def test_logits_equal_transformers(kind, bundle_of, checkpoints):
     rng = np.random.default_rng(1)
     rows = [rng.integers(10, vocabulary.size, count).tolist() for count in (40, 31)]
     rows = [[token if token != 5 else 6 for token in row] for row in rows]
-    reference = oracle(Checkpoint.open(checkpoints[kind]))
+    reference = chameleon(Checkpoint.open(checkpoints[kind]))
     expected = [logits_of(reference, row) for row in rows]
     scale = max(np.abs(e).max() for e in expected)
 

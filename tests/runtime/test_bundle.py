@@ -88,30 +88,30 @@ def test_manifest_that_is_no_manifest(bundle, text):
 
 
 def test_truncated_file(bundle):
-    path = bundle / "decoder.data"
+    path = bundle / "decoder.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(BundleError, match=r"decoder\.data: expected \d+ bytes, got"):
+    with pytest.raises(BundleError, match=r"decoder\.safetensors: expected \d+ bytes, got"):
         Bundle.open(bundle)
 
 
 def test_missing_file(bundle):
-    (bundle / "head_image.onnx").unlink()
+    (bundle / "vq_decoder.onnx").unlink()
     with pytest.raises(BundleError, match="no such file"):
         Bundle.open(bundle)
 
 
 def test_one_wrong_bit(bundle):
-    path = bundle / "decoder.data"
+    path = bundle / "decoder.safetensors"
     data = bytearray(path.read_bytes())
     data[100] ^= 1
     path.write_bytes(data)
-    with pytest.raises(BundleError, match=r"decoder\.data is damaged: SHA-256"):
+    with pytest.raises(BundleError, match=r"decoder\.safetensors is damaged: SHA-256"):
         Bundle.open(bundle)
 
 
 def test_a_remembered_hash_does_not_hide_a_change_from_verify(bundle):
     opened = Bundle.open(bundle)
-    path = bundle / "decoder.data"
+    path = bundle / "decoder.safetensors"
     stat = path.stat()
     data = bytearray(path.read_bytes())
     data[100] ^= 1

@@ -45,7 +45,7 @@ def test_generate_and_again_from_its_file(mgpt, bundle, tmp_path):
 def test_count_json_and_preview(mgpt, bundle):
     code, out, err = mgpt(
         "generate", "a cat", "--size", "32x64", "--seed", 8, "--count", 3, "-o", "p.png",
-        "--preview", "now.png", "--json", "--model", bundle,
+        "--preview", "now.png", "--json", "--speculate", "off", "--model", bundle,
     )  # fmt: skip
     result = json.loads(out)
     assert code == 0

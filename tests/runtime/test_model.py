@@ -209,21 +209,21 @@ def test_drawing_loads_no_torch(bundle_of):
 
 
 def test_two_onnxruntimes_are_explained(monkeypatch):
-    from mgpt_edge.runtime.engines import ort
+    from mgpt_edge.runtime.engines import graphs
 
-    ort.onnxruntime.cache_clear()
-    monkeypatch.setattr(ort, "_installed", lambda name: True)
+    graphs.onnxruntime.cache_clear()
+    monkeypatch.setattr(graphs, "_installed", lambda name: True)
     with pytest.raises(IncompatibleEngine, match="overwrite each other"):
-        ort.onnxruntime()
+        graphs.onnxruntime()
 
 
 def test_no_onnxruntime_names_the_extra(monkeypatch):
-    from mgpt_edge.runtime.engines import ort
+    from mgpt_edge.runtime.engines import graphs
 
-    ort.onnxruntime.cache_clear()
+    graphs.onnxruntime.cache_clear()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(IncompatibleEngine, match=r"pip install 'mgpt-edge\[cpu\]'"):
-        ort.onnxruntime()
+        graphs.onnxruntime()
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_int8_is_doubted_where_it_may_saturate(features, expected, bundle_of, mo
     monkeypatch.setattr(ort, "cpu_features", lambda: features)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        mgpt_edge.load(bundle_of("7b", "int8").folder)
+        mgpt_edge.load(bundle_of("7b", "int8", "cpu").folder)
     assert any("no VNNI" in str(warning.message) for warning in caught) == expected
 
 
