@@ -11,6 +11,7 @@ from mgpt_edge.export.engines import best_engine
 from mgpt_edge.export.lower import native
 from mgpt_edge.export.lower.linears import PRECISIONS
 from mgpt_edge.export.quantise import int4
+from mgpt_edge.export.vqfiles import usual_config
 from mgpt_edge.runtime import manifest as m
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def describe(
     width_invariant: bool,
 ) -> m.Manifest:
     """The manifest of a bundle made of `files`."""
-    config, defaults, vq = checkpoint.config, checkpoint.defaults, checkpoint.vq
+    config, defaults = checkpoint.config, checkpoint.defaults
+    vq = checkpoint.vq_config or usual_config(checkpoint.vocabulary.codes)
     tasks = {task: m.Defaults(**defaults.sampling(task)) for task in defaults.tasks}
     return m.Manifest(
         schema=m.SCHEMA,
@@ -43,8 +45,8 @@ def describe(
         vocabulary=checkpoint.vocabulary,
         dimensions=dimensions(config),
         pictures=m.Pictures(
-            stride=16 if vq is None else vq.config.stride,
-            channels=128 if vq is None else vq.config.channels,
+            stride=vq.stride,
+            channels=vq.channels,
             target_size=target_size,
             sizes=defaults.sizes,
         ),

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from mgpt_edge.export.shards import Shards
-from mgpt_edge.export.vqgan import VQGAN, VQConfig
+from mgpt_edge.export.vqgan import CHAMELEON, MOVQGAN_270M, VQGAN, VQConfig
 from mgpt_edge.runtime.errors import CheckpointError, CompatibilityWarning
 
 if TYPE_CHECKING:
@@ -20,16 +20,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SAFETENSORS, CKPT, YAML = "vqgan.safetensors", "vqgan.ckpt", "vqgan.yaml"
+MOVQGAN = "movqgan_270M"
+"""Stem of the file that Lumina-mGPT 2.0 draws with; it is given out without its yaml."""
 INSIDE = "model.vqmodel."
 
 # Training leaves these beside the network: perceptual loss, discriminator, running averages.
-TRAINING_ONLY = re.compile(r"(loss|discriminator|perceptual\w*|model_ema|lpips)\.")
+TRAINING_ONLY = re.compile(r"(loss|discriminator|perceptual\w*|model_ema|ema_\w+|lpips)\.")
 # What only drawing needs.
 DRAWING = re.compile(r"(decoder|post_quant_conv)\.")
 
 HELP = (
-    f"put {SAFETENSORS} (or Meta's {CKPT}) and {YAML} beside config.json, or name their folder with --vq; "
-    "they come with Meta's Chameleon release: see docs/checkpoints.md"
+    f"put {SAFETENSORS} (or Meta's {CKPT}) and {YAML} beside config.json, or name their folder with --vq; they come "
+    f"with Meta's Chameleon release, Lumina-mGPT 2.0's {MOVQGAN}.ckpt with ai-forever/MoVQGAN: see docs/checkpoints.md"
 )
 
 
@@ -62,21 +64,23 @@ class VQFiles:
         if weights is not None:
             return cls._open(weights)
         if vq is not None:
-            msg = f"{vq}: neither {SAFETENSORS} nor {CKPT} is here; {HELP}"
+            msg = f"{vq}: none of {SAFETENSORS}, {CKPT} and {MOVQGAN}.ckpt is here; {HELP}"
             raise CheckpointError(msg)
         return cls._inside(shards, hf_config or {})
 
     @classmethod
     def _open(cls, weights: Path) -> VQFiles:
         yaml_path = weights.with_name(YAML)
-        config = _config(_read_yaml(yaml_path), yaml_path)
+        published = weights.stem == MOVQGAN and not yaml_path.exists()
+        config = MOVQGAN_270M if published else _config(_read_yaml(yaml_path), yaml_path)
         if weights.suffix == ".ckpt":
             state = _read_ckpt(weights)
             shapes, load = {name: tuple(tensor.shape) for name, tensor in state.items()}, state.__getitem__
         else:
             shards = Shards.open_file(weights)
             shapes, load = {name: entry.shape for name, entry in shards.entries.items()}, shards.tensor
-        return cls(config, (weights, yaml_path), _checked(shapes, config, weights), load)
+        files = (weights,) if published else (weights, yaml_path)
+        return cls(config, files, _checked(shapes, config, weights), load)
 
     @classmethod
     def _inside(cls, shards: Shards, hf_config: dict[str, Any]) -> VQFiles | None:
@@ -123,8 +127,14 @@ def yaml_of(hf_config: dict[str, Any]) -> dict[str, Any]:
     return {"model": {"params": {"embed_dim": embed_dim, "n_embed": codes, "ddconfig": ddconfig}}}
 
 
+def usual_config(codes: int) -> VQConfig:
+    """Of the family's VQ model with so many codes, where its files are not at hand."""
+    return MOVQGAN_270M if codes == MOVQGAN_270M.codes else CHAMELEON
+
+
 def _weights_at(place: Path) -> Path | None:
-    candidates = (place / SAFETENSORS, place / CKPT) if place.is_dir() else (place,)
+    names = (SAFETENSORS, CKPT, f"{MOVQGAN}.safetensors", f"{MOVQGAN}.ckpt")
+    candidates = [place / name for name in names] if place.is_dir() else [place]
     return next((path for path in candidates if path.is_file() and path.suffix in {".safetensors", ".ckpt"}), None)
 
 
@@ -182,7 +192,7 @@ def _foreign_class(path: Path, error: str) -> str:
         '  python -c "import torch; from safetensors.torch import save_file; '
         f"s = torch.load('{path.name}', map_location='cpu', weights_only=False); s = s.get('state_dict', s); "
         "save_file({k: v.contiguous() for k, v in s.items() if not k.startswith('loss.')}, "
-        f"'{SAFETENSORS}')\"\nthen keep {SAFETENSORS} beside {YAML} and move {path.name} away"
+        f"'{path.stem}.safetensors')\"\nthen keep {path.stem}.safetensors in its place and move {path.name} away"
     )
 
 

@@ -1,26 +1,32 @@
-"""The family's VQGAN in plain PyTorch: pictures to codes and codes to pictures.
+"""The family's VQ models in plain PyTorch: pictures to codes and codes to pictures.
 
-The architecture is taming-transformers' (arXiv 2012.09841), module names included, so that state-dict keys are those of
-Meta's `vqgan.ckpt`. Widths, depth and the number of GroupNorm groups are data: the family's file says 128 channels in
-32 groups, a small one says less.
+The architecture is taming-transformers' (VQGAN, arXiv 2012.09841), module names included, so that state-dict keys are
+those of Meta's `vqgan.ckpt`; Lumina-mGPT 2.0 has ai-forever's MoVQGAN, whose decoder has other norms and whose keys are
+those of `movqgan_270M.ckpt`. Widths, depth, norms and the number of GroupNorm groups are data.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgpt_edge.export.vqblocks import Downsample, GroupNorm, Level, Middle, SpatialNorm, Upsample, doubled
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+MODULATED = "movqgan.models.vqgan.MOVQ"
+"""`model.target` in a MoVQGAN's yaml: its only difference from a VQGAN's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VQConfig:
-    """Dimensions of a VQGAN.
+    """Dimensions of a VQGAN or a MoVQGAN.
 
     Attributes:
         channels: Width of the finest level; level l has `channels * channel_multipliers[l]`.
@@ -31,6 +37,8 @@ class VQConfig:
         embed_dim: Length of a codebook row.
         groups: GroupNorm groups; every level's width is a multiple.
         resolution: Nominal side in pixels; pictures of any size pass.
+        modulated: Whether it is a MoVQGAN: the codes scale and shift the decoder's norms, and levels of pixels are
+            rounded (Lumina-mGPT 2.0) instead of cut off (Lumina-mGPT 1).
     """
 
     channels: int
@@ -44,6 +52,7 @@ class VQConfig:
     in_channels: int = 3
     out_channels: int = 3
     resolution: int = 256
+    modulated: bool = False
 
     def __post_init__(self) -> None:
         numbers = ("channels", "residual_blocks", "z_channels", "embed_dim", "codes", "groups", "in_channels",
@@ -73,7 +82,7 @@ class VQConfig:
 
     @classmethod
     def from_yaml(cls, document: Mapping[str, Any]) -> VQConfig:
-        """Reads the parsed `vqgan.yaml` of taming-transformers (`model.params`); `num_groups` is an addition of ours.
+        """Reads the parsed yaml of taming-transformers or MoVQGAN; `num_groups` is an addition of ours.
 
         Raises:
             ValueError: A key is missing, or asks for something this network does not do.
@@ -96,6 +105,7 @@ class VQConfig:
                 in_channels=network.get("in_channels", 3),
                 out_channels=network.get("out_ch", 3),
                 resolution=network.get("resolution", 256),
+                modulated=document["model"].get("target") == MODULATED,
             )
         except (KeyError, TypeError, AttributeError) as error:
             msg = f"VQ config: expected taming's vqgan.yaml with model.params.ddconfig, failed at {error}"
@@ -116,7 +126,31 @@ class VQConfig:
             "dropout": 0.0,
             "num_groups": self.groups,
         }
-        return {"model": {"params": {"embed_dim": self.embed_dim, "n_embed": self.codes, "ddconfig": network}}}
+        params = {"embed_dim": self.embed_dim, "n_embed": self.codes, "ddconfig": network}
+        return {"model": {**({"target": MODULATED} if self.modulated else {}), "params": params}}
+
+
+CHAMELEON = VQConfig(
+    channels=128,
+    channel_multipliers=(1, 1, 2, 2, 4),
+    residual_blocks=2,
+    z_channels=256,
+    embed_dim=256,
+    codes=8192,
+    resolution=512,
+)
+"""Meta's `vqgan.yaml`, of Lumina-mGPT 1."""
+MOVQGAN_270M = VQConfig(
+    channels=256,
+    channel_multipliers=(1, 2, 2, 4),
+    residual_blocks=2,
+    z_channels=4,
+    embed_dim=4,
+    codes=16384,
+    attention_resolutions=(32,),
+    modulated=True,
+)
+"""ai-forever's `movqgan_270M.yaml`, of Lumina-mGPT 2.0."""
 
 
 class VQGAN(nn.Module):
@@ -141,7 +175,7 @@ class VQGAN(nn.Module):
 
     def picture(self, latents: Tensor) -> Tensor:
         """Codebook rows [B, embed_dim, h, w] -> picture [B, 3, H, W], about [-1, 1]."""
-        return self.decoder(self.post_quant_conv(latents))
+        return self.decoder(self.post_quant_conv(latents), latents)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes [B, h, w] -> picture [B, 3, H, W], about [-1, 1]."""
@@ -152,8 +186,9 @@ class VQGAN(nn.Module):
         return self.encode(pixels.permute(0, 3, 1, 2).float() / 255 * 2 - 1)
 
     def decode_pixels(self, codes: Tensor) -> Tensor:
-        """Codes [B, h, w] -> pixels [B, H, W, 3], uint8; truncated, as the reference does."""
+        """Codes [B, h, w] -> pixels [B, H, W, 3], uint8; rounded or cut off as the reference does."""
         image = (self.decode(codes).clamp(-1, 1) + 1) / 2 * 255
+        image = image.round() if self.config.modulated else image
         return image.permute(0, 2, 3, 1).to(torch.uint8)
 
 
@@ -176,18 +211,20 @@ class Encoder(nn.Module):
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
         widths, side = config.widths, config.resolution
+        norm = partial(GroupNorm, config.groups, eps=1e-6)
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList()
         before = widths[0]
         for level, width in enumerate(widths):
-            stage = Level(config, before, width, config.residual_blocks, side)
+            attended = side in config.attention_resolutions
+            stage = Level(norm, before, width, config.residual_blocks, attended=attended)
             if level != len(widths) - 1:
                 stage.downsample = Downsample(width)
                 side //= 2
             self.down.append(stage)
             before = width
-        self.mid = Middle(before, config.groups)
-        self.norm_out = nn.GroupNorm(config.groups, before, eps=1e-6)
+        self.mid = Middle(norm, before)
+        self.norm_out = norm(before)
         self.conv_out = nn.Conv2d(before, config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -196,116 +233,37 @@ class Encoder(nn.Module):
             x = stage(x)
             if level != len(self.down) - 1:
                 x = stage.downsample(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return self.conv_out(F.silu(self.norm_out(self.mid(x), None)))
 
 
 class Decoder(nn.Module):
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
-        widths = config.widths
-        side = config.resolution // config.stride
+        widths, side = config.widths, config.resolution // config.stride
+        norm = partial(GroupNorm, config.groups, eps=1e-6)
+        if config.modulated:
+            norm = partial(SpatialNorm, config.groups, embed_dim=config.embed_dim)
         before = widths[-1]
         self.conv_in = nn.Conv2d(config.z_channels, before, 3, padding=1)
-        self.mid = Middle(before, config.groups)
+        self.mid = Middle(norm, before)
         stages = []
         for level in reversed(range(len(widths))):
-            stage = Level(config, before, widths[level], config.residual_blocks + 1, side)
+            attended = side in config.attention_resolutions
+            stage = Level(norm, before, widths[level], config.residual_blocks + 1, attended=attended)
             if level != 0:
                 stage.upsample = Upsample(widths[level])
                 side *= 2
             stages.insert(0, stage)
             before = widths[level]
         self.up = nn.ModuleList(stages)
-        self.norm_out = nn.GroupNorm(config.groups, before, eps=1e-6)
+        self.norm_out = norm(before)
         self.conv_out = nn.Conv2d(before, config.out_channels, 3, padding=1)
 
-    def forward(self, z: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(z))
+    def forward(self, z: Tensor, zq: Tensor) -> Tensor:
+        """What is drawn from, z [B, z_channels, h, w], and the codebook rows it came from, zq [B, embed_dim, h, w]."""
+        x = self.mid(self.conv_in(z), zq)
         for level in reversed(range(len(self.up))):
-            x = self.up[level](x)
+            x = self.up[level](x, zq)
             if level != 0:
-                x = self.up[level].upsample(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
-
-
-class Level(nn.Module):
-    """The blocks at one resolution; `downsample` or `upsample` beside them is the caller's to apply."""
-
-    def __init__(self, config: VQConfig, before: int, width: int, blocks: int, side: int) -> None:
-        super().__init__()
-        self.block = nn.ModuleList(
-            ResidualBlock(before if b == 0 else width, width, config.groups) for b in range(blocks)
-        )
-        attended = side in config.attention_resolutions
-        self.attn = nn.ModuleList(AttentionBlock(width, config.groups) for _ in range(blocks if attended else 0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for index, block in enumerate(self.block):
-            x = block(x)
-            if len(self.attn):
-                x = self.attn[index](x)
-        return x
-
-
-class Middle(nn.Module):
-    def __init__(self, width: int, groups: int) -> None:
-        super().__init__()
-        self.block_1 = ResidualBlock(width, width, groups)
-        self.attn_1 = AttentionBlock(width, groups)
-        self.block_2 = ResidualBlock(width, width, groups)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
-
-
-class ResidualBlock(nn.Module):
-    def __init__(self, before: int, width: int, groups: int) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(groups, before, eps=1e-6)
-        self.conv1 = nn.Conv2d(before, width, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, width, eps=1e-6)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        if before != width:
-            self.nin_shortcut = nn.Conv2d(before, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(F.silu(self.norm1(x)))
-        y = self.conv2(F.silu(self.norm2(y)))
-        return y + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
-
-
-class AttentionBlock(nn.Module):
-    """One head over all positions."""
-
-    def __init__(self, width: int, groups: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
-        self.q = nn.Conv2d(width, width, 1)
-        self.k = nn.Conv2d(width, width, 1)
-        self.v = nn.Conv2d(width, width, 1)
-        self.proj_out = nn.Conv2d(width, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(x)
-        q, k, v = (layer(y).flatten(2) for layer in (self.q, self.k, self.v))
-        # Written out: as one operator it would need an opset that older ONNX Runtimes do not read.
-        weights = torch.softmax(q.transpose(1, 2) @ k * x.shape[1] ** -0.5, dim=-1)
-        return x + self.proj_out((v @ weights.transpose(1, 2)).reshape(x.shape))
-
-
-class Downsample(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+                x, zq = self.up[level].upsample(x), doubled(zq)
+        return self.conv_out(F.silu(self.norm_out(x, zq)))
