@@ -18,6 +18,7 @@ import typer
 from PIL import Image
 
 import mgpt_edge
+from mgpt_edge.runtime.engines.base import Fed
 
 if TYPE_CHECKING:
     from mgpt_edge.runtime.chat import Chat
@@ -79,13 +80,13 @@ def _capacity(model: Model, rounds: int) -> dict[str, Any]:
     seconds = []
     for capacity in (1000, 10_000):
         rows = model.engine.open((capacity, 0))
-        rows.forward((prompt, ()), "text")
+        rows.forward([Fed(0, prompt)], "text")
         steps = []
         for _ in range(10 * rounds):
             started = time.perf_counter()
-            rows.forward(([1], ()), "text")
+            rows.forward([Fed(0, [1])], "text")
             steps.append(time.perf_counter() - started)
-            rows.rollback((len(prompt), 0))
+            rows.rollback(0, len(prompt))
         seconds.append(statistics.median(steps))
     return {"time of a step: cache of 10000 / of 1000": round(seconds[1] / seconds[0], 3)}
 

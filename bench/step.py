@@ -28,6 +28,7 @@ from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.runtime import memory
 from mgpt_edge.runtime._native import read_bandwidth
 from mgpt_edge.runtime.engines import load_engine
+from mgpt_edge.runtime.engines.base import Fed
 from mgpt_edge.runtime.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -69,12 +70,13 @@ def _engines(checkpoint: Checkpoint, folder: Path, context: int, threads: int) -
         bundle = export_bundle(checkpoint, folder / name, precision="int8", engine=name)
         rows = load_engine(bundle, threads).open((context + 8, context + 8))
         for start in range(0, context, 64):
-            rows.forward((tokens[start : start + 64],) * 2, "image")
+            rows.forward([Fed(row, tokens[start : start + 64]) for row in (0, 1)], "image")
 
         def run(rows: Any = rows) -> None:
-            logits = rows.forward(([low], [low]), "image")
-            sampler(logits[0], logits[1], low, low, high, context)
-            rows.rollback((context, context))
+            cond, uncond = rows.forward([Fed(0, [low]), Fed(1, [low])], "image")
+            sampler(cond[0], uncond[0], low, low, high, context)
+            for row in (0, 1):
+                rows.rollback(row, context)
 
         yield f"{name}, int8", run
 

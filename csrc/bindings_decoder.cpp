@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -81,6 +82,7 @@ struct Loaded {
   py::dict arrays;
   std::pair<py::object, py::object> tables;
   std::unique_ptr<Decoder> decoder;
+  std::vector<Segment> segments;
   std::mutex pass;
 };
 
@@ -133,38 +135,39 @@ void rotate(Loaded& loaded, py::array_t<float, py::array::c_style> cosines,
   loaded.tables = {std::move(cosines), std::move(sines)};
 }
 
-// `out` [rows * last, high - low] gets the logits of each row's last tokens, row after row.
-void forward(Loaded& loaded, Cache& cache, const std::vector<std::pair<std::int64_t, std::vector<std::int64_t>>>& rows,
-             std::int64_t low, std::int64_t high, std::int64_t last, py::array_t<float, py::array::c_style>& out) {
-  std::vector<Segment> segments;
-  std::size_t tokens = 0;
-  std::vector<std::size_t> wanted;
-  for (const auto& [row, ids] : rows) {
+// `rows` [n, 3] holds row, number of new tokens and number of logits of each; `tokens` are theirs, one row's after
+// another's; `out` gets the logits in the same order, [sum of the numbers of logits, high - low].
+void forward(Loaded& loaded, Cache& cache, const py::array_t<std::int64_t, py::array::c_style>& rows,
+             const py::array_t<std::int64_t, py::array::c_style>& tokens, std::int64_t low, std::int64_t high,
+             py::array_t<float, py::array::c_style>& out) {
+  if (rows.ndim() != 2 || rows.shape(1) != 3) throw py::value_error("rows must be int64 [n, 3]");
+  const auto given = rows.unchecked<2>();
+  std::int64_t fed = 0, wanted = 0;
+  for (py::ssize_t i = 0; i < given.shape(0); ++i) {
+    const std::int64_t row = given(i, 0), count = given(i, 1), last = given(i, 2);
     if (row < 0 || row >= cache.rows()) throw py::index_error("the cache has no row " + std::to_string(row));
-    const auto count = static_cast<std::int64_t>(ids.size());
-    if (last < 1 || count < last) {
+    if (last < 0 || count < last) {
       throw py::value_error("the logits of " + std::to_string(last) + " tokens were asked for, a row has " +
                             std::to_string(count) + " new ones");
     }
-    segments.push_back({row, ids});
-    for (auto i = static_cast<std::size_t>(count - last); i < ids.size(); ++i) wanted.push_back(tokens + i);
-    tokens += ids.size();
+    fed += count;
+    wanted += last;
   }
-  const auto count = static_cast<py::ssize_t>(wanted.size());
-  if (out.ndim() != 2 || out.shape(0) != count || out.shape(1) != high - low) {
-    throw py::value_error("out must be float32 [" + std::to_string(count) + ", " + std::to_string(high - low) + "]");
+  if (tokens.size() != fed) throw py::value_error("the rows have " + std::to_string(fed) + " tokens in all");
+  if (out.ndim() != 2 || out.shape(0) != wanted || out.shape(1) != high - low) {
+    throw py::value_error("out must be float32 [" + std::to_string(wanted) + ", " + std::to_string(high - low) + "]");
   }
+  const std::int64_t* ids = tokens.data();
   float* logits = out.mutable_data();
   const py::gil_scoped_release release;
   const std::lock_guard lock(loaded.pass);
-  const auto size = static_cast<std::size_t>(loaded.decoder->model().dimensions.hidden);
-  std::vector<float> hidden(tokens * size);
-  loaded.decoder->forward(cache, segments, hidden.data());
-  for (std::size_t i = 0; i < wanted.size(); ++i) {
-    std::copy_n(hidden.begin() + static_cast<std::ptrdiff_t>(wanted[i] * size), size,
-                hidden.begin() + static_cast<std::ptrdiff_t>(i * size));
+  loaded.segments.clear();
+  for (py::ssize_t i = 0; i < given.shape(0); ++i) {
+    const auto count = static_cast<std::size_t>(given(i, 1));
+    loaded.segments.push_back({given(i, 0), std::span(ids, count), given(i, 2)});
+    ids += count;
   }
-  loaded.decoder->logits(hidden.data(), count, low, high, logits);
+  loaded.decoder->forward(cache, loaded.segments, low, high, logits);
 }
 
 }  // namespace
@@ -190,7 +193,7 @@ void bind_decoder(py::module_& module) {
             return std::make_unique<Cache>(self.decoder->model().dimensions, std::move(capacities));
           },
           py::arg("capacities"), "Room for sequences of so many tokens.")
-      .def("forward", &forward, py::arg("cache"), py::arg("rows"), py::arg("low"), py::arg("high"), py::arg("last"),
-           py::arg("out").noconvert());
+      .def("forward", &forward, py::arg("cache"), py::arg("rows").noconvert(), py::arg("tokens").noconvert(),
+           py::arg("low"), py::arg("high"), py::arg("out").noconvert());
   module.def("decoder_kernels", &mgpt::cpu::kernel_names, "Kernel sets that this machine can run, the fastest first.");
 }

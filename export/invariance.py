@@ -54,8 +54,8 @@ def _by_native(checkpoint: Checkpoint, config: DecoderConfig, _: str, folder: Pa
     def run(tokens: NDArray[np.int64], width: int) -> NDArray[np.float32]:
         cache, logits = decoder.cache([len(tokens)]), np.empty((len(tokens), config.vocab_size), np.float32)
         for start in range(0, len(tokens), width):
-            part, out = tokens[start : start + width].tolist(), logits[start : start + width]
-            decoder.forward(cache, [(0, part)], 0, config.vocab_size, last=len(part), out=out)
+            part, out = tokens[start : start + width], logits[start : start + width]
+            decoder.forward(cache, np.array([[0, len(part), len(part)]]), part, 0, config.vocab_size, out=out)
         return logits
 
     return run

@@ -14,7 +14,6 @@ from importlib.metadata import version
 from mgpt_edge.runtime.answer import Answer, Event, Picture, Preview, Text
 from mgpt_edge.runtime.bundle import Bundle, default_bundle
 from mgpt_edge.runtime.chat import Chat
-from mgpt_edge.runtime.decode import End, FinishedRow
 from mgpt_edge.runtime.errors import (
     BundleError,
     CheckpointError,
@@ -27,6 +26,7 @@ from mgpt_edge.runtime.errors import (
     OutOfMemory,
 )
 from mgpt_edge.runtime.layout import ImageLayout, buckets
+from mgpt_edge.runtime.loop import End, FinishedRow
 from mgpt_edge.runtime.metadata import save
 from mgpt_edge.runtime.model import Model, load
 from mgpt_edge.runtime.request import Request

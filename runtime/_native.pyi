@@ -75,10 +75,10 @@ class CpuDecoder:
     def forward(
         self,
         cache: Int8Cache,
-        rows: list[tuple[int, list[int]]],
+        rows: NDArray[np.int64],
+        tokens: NDArray[np.int64],
         low: int,
         high: int,
-        last: int,
         out: NDArray[np.float32],
     ) -> None: ...
 

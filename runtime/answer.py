@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from mgpt_edge.runtime.decode import End, FinishedRow
 from mgpt_edge.runtime.errors import IncompleteAnswer
+from mgpt_edge.runtime.loop import End, FinishedRow
 from mgpt_edge.runtime.prompt import IMAGE_MARK
 
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from mgpt_edge.runtime import memory
 from mgpt_edge.runtime.answer import Answer
-from mgpt_edge.runtime.decode import End, decode
+from mgpt_edge.runtime.decode import decode
 from mgpt_edge.runtime.errors import InvalidRequest
 from mgpt_edge.runtime.grammar import Form
-from mgpt_edge.runtime.job import PAGE
+from mgpt_edge.runtime.job import PAGE, Job
+from mgpt_edge.runtime.loop import End
 from mgpt_edge.runtime.pictures import several
 from mgpt_edge.runtime.prompt import encode_turn
 
@@ -65,7 +66,7 @@ class Chat:
     @property
     def tokens_left(self) -> int:
         """Room for further turns."""
-        return self.context - self.rows.lengths[0] - len(self._unfed)
+        return self.context - self.rows.length(0) - len(self._unfed)
 
     def say(self, text: str, images: PictureSource | Sequence[PictureSource] = ()) -> Answer:
         """A turn and the model's answer to it.
@@ -86,12 +87,12 @@ class Chat:
         """As `say`, event by event; the last one is `End`. Closing it early takes the turn back."""
         request = replace(self.request, prompt=text)
         seen = [self.model.intake.look(picture) for picture in several(images)]
-        prompt = [*self._unfed, *encode_turn(self.model.tokenizer, text, seen), self._vocabulary.separator]
+        prompt = [*self._unfed, *encode_turn(self.model.tokenizer, text, seen), *self._vocabulary.turn_end]
         return self._turn(request, prompt, self._form(request, len(prompt)), self._unfed, preview)
 
     def _form(self, request: Request, prompt: int) -> Form:
         intake = self.model.intake
-        left = self.context - self.rows.lengths[0] - prompt
+        left = self.context - self.rows.length(0) - prompt
         if left < 1:
             msg = (
                 f"the conversation needs {1 - left} tokens more than the {self.context} it can hold; "
@@ -112,18 +113,19 @@ class Chat:
             msg = "another turn of this conversation came between: take one answer to its end, or close it, at a time"
             raise InvalidRequest(msg)
         self._busy = True
-        mark, end = self.rows.lengths[0], None
+        mark, end = self.rows.length(0), None
         try:
-            steps = decode(self.rows, prompt, form, request, self.model.window(request))
-            for event in self.model.presenter.events(request, steps, preview=preview):
+            steps = decode(self.rows, [Job(request, prompt, form)], self.model.window(request))
+            for event in self.model.presenter.events([request], steps, preview=preview):
                 if isinstance(event, End):
                     end = event
                     # An answer that was cut has no separator of its own.
-                    self._unfed = (*event.unfed, *(() if event.complete else (self._vocabulary.separator,)))
+                    self._unfed = (*event.unfed, *(() if event.complete else self._vocabulary.turn_end))
                 yield event
         finally:
             if end is None:
-                self.rows.rollback((mark, 0))
+                self.rows.rollback(0, mark)
+                self.rows.rollback(1, 0)
             self._busy = False
 
     @property

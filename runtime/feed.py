@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from mgpt_edge.runtime.engines.base import Fed
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mgpt_edge.runtime.engines.base import Rows
+    from mgpt_edge.runtime.engines.base import Head, Rows
     from mgpt_edge.runtime.grammar import Grammar
     from mgpt_edge.runtime.sampling import Sampler
     from mgpt_edge.runtime.window import Window
@@ -18,18 +21,32 @@ if TYPE_CHECKING:
     """Of the conditional row and, where guided, of the unconditional one."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one stream wants computed; streams that want the same head can share a pass."""
+
+    feeds: list[Fed]
+    head: Head
+
+
 class Feed:
-    """Tokens that wait for the next pass of each row.
+    """Tokens that wait for the next pass of a stream's rows.
 
     The unconditional row sees the open picture only, and only where codes are drawn: it begins with the
     picture, and waits through the passes for its height and width.
+
+    Args:
+        rows: the cache.
+        row: the stream's conditional row; the unconditional one follows it.
+        guided: whether there is one.
     """
 
-    def __init__(self, rows: Rows, *, guided: bool) -> None:
-        self.rows = rows
+    def __init__(self, rows: Rows, row: int, *, guided: bool) -> None:
+        self.rows, self.row = rows, row
         self.guided = guided
         self.cond: list[int] = []
         self.uncond: list[int] = []
+        self.logits: Logits  # of the token that comes next
         self.passes = 0
         self.guessed = self.accepted = 0  # tokens fed ahead, and those of them that were right
 
@@ -44,21 +61,27 @@ class Feed:
         self.cond.append(token)
         if self.guided and grammar.start is not None:
             if grammar.start == len(grammar.tokens) - 1:
-                self.rows.rollback((self.rows.lengths[0], 0))
+                self.rows.rollback(self.row + 1, 0)
                 self.uncond.clear()
             self.uncond.append(token)
 
-    def forward(self, grammar: Grammar) -> Logits:
-        """Feeds what waits; logits of the token that comes next."""
+    def wants(self, grammar: Grammar) -> Pass | None:
+        """What has to be computed before `logits` are those of the token that comes next; None: they are."""
+        if not self.cond:
+            return None
         code = grammar.mode == "code"
-        guided = self.guided and code
-        logits = self.rows.forward((self.cond, self.uncond if guided else ()), "image" if code else "text")
+        feeds = [Fed(self.row, self.cond)]
+        if self.guided and code:
+            feeds.append(Fed(self.row + 1, self.uncond))
+        return Pass(feeds, "image" if code else "text")
+
+    def take(self, logits: list[NDArray[np.float32]]) -> None:
+        """The pass that was wanted gave these."""
         self.passes += 1
         self.cond.clear()
-        if not guided:
-            return logits[0], None
-        self.uncond.clear()
-        return logits[0], logits[1]
+        if len(logits) > 1:
+            self.uncond.clear()
+        self.logits = logits[0][0], logits[1][0] if len(logits) > 1 else None
 
     def settle(self) -> None:
         """The rows hold the answer's own tokens and nothing else."""
@@ -74,39 +97,55 @@ class Ahead(Feed):
 
     Args:
         rows: as `Feed`.
+        row: as `Feed`.
         guided: as `Feed`.
         sampler: that draws the codes.
         offset: of the answer's first token in the conditional row.
         window: how many codes to guess.
     """
 
-    def __init__(self, rows: Rows, *, guided: bool, sampler: Sampler, offset: int, window: Window) -> None:
-        super().__init__(rows, guided=guided)
+    def __init__(self, rows: Rows, row: int, *, guided: bool, sampler: Sampler, offset: int, window: Window) -> None:
+        super().__init__(rows, row, guided=guided)
         self.sampler, self.offset, self.window = sampler, offset, window
         self.fed: list[int] = []  # the last token known when the pass began, then the guesses
         self.first = 0  # index of fed[0] in the answer
         self.right = 0  # guesses that were drawn since
-        self.ahead: tuple[NDArray[np.float32], NDArray[np.float32] | None]  # logits behind each of `fed`
+        self.ahead: list[NDArray[np.float32]]  # logits behind each of `fed`, a row after another
+        self.started = 0.0
 
-    def forward(self, grammar: Grammar) -> Logits:
+    def wants(self, grammar: Grammar) -> Pass | None:
         if grammar.mode != "code":
             self.settle()
-            return super().forward(grammar)
+            return super().wants(grammar)
         while self.cond and self.right + 1 < len(self.fed) and self.fed[self.right + 1] == self.cond[0]:
             self.right += 1
             self.accepted += 1
             del self.cond[0]
             del self.uncond[:1]
-        if self.cond:
-            self._pass(self._guess(grammar))
-            self.first = len(grammar.tokens) - 1
-        return self._logits(self.right)
+        if not self.cond:
+            self.logits = self._logits(self.right)
+            return None
+        self.started = time.perf_counter()
+        guesses = self._guess(grammar)
+        self.settle()
+        self.fed, self.first = [self.cond[-1], *guesses], len(grammar.tokens) - 1
+        feeds = [Fed(self.row, [*self.cond, *guesses], len(self.fed))]
+        if self.guided:
+            feeds.append(Fed(self.row + 1, [*self.uncond, *guesses], len(self.fed)))
+        return Pass(feeds, "image")
+
+    def take(self, logits: list[NDArray[np.float32]]) -> None:
+        super().take(logits)
+        if self.fed:
+            self.ahead = logits
+            self.guessed += len(self.fed) - 1
+            self.window.cost(len(self.fed) - 1, time.perf_counter() - self.started)
 
     def settle(self) -> None:
         wrong = len(self.fed) - 1 - self.right
         if wrong > 0:
-            cond, uncond = self.rows.lengths
-            self.rows.rollback((cond - wrong, uncond - wrong if self.guided else uncond))
+            for row in (self.row, self.row + 1)[: 1 + self.guided]:
+                self.rows.rollback(row, self.rows.length(row) - wrong)
         if self.fed:
             self.window.learn(len(self.fed) - 1, self.right)
         self.fed, self.right = [], 0
@@ -132,20 +171,5 @@ class Ahead(Feed):
             guesses.append(token)
         return guesses
 
-    def _pass(self, guesses: list[int]) -> None:
-        started = time.perf_counter()
-        self.settle()
-        last = self.cond[-1]
-        self.ahead = self.rows.forward_every(
-            ([*self.cond, *guesses], [*self.uncond, *guesses] if self.guided else ()), 1 + len(guesses)
-        )
-        self.window.cost(len(guesses), time.perf_counter() - started)
-        self.passes += 1
-        self.guessed += len(guesses)
-        self.cond.clear()
-        self.uncond.clear()
-        self.fed = [last, *guesses]
-
     def _logits(self, number: int) -> Logits:
-        cond, uncond = self.ahead
-        return cond[number], None if uncond is None else uncond[number]
+        return self.ahead[0][number], self.ahead[1][number] if self.guided else None

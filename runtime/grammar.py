@@ -63,13 +63,19 @@ class Grammar:
         return "code" if len(self.tokens) - self.start > 2 else "grid"
 
     def interval(self) -> tuple[int, int]:
-        """Half-open interval of the ids that may come next; of one id where it is forced."""
+        """Half-open interval of the ids that may come next."""
         v = self.form.vocabulary
         if self.start is None:
             return (v.begin_image, v.begin_image + 1) if self.form.picture else (0, v.size)
         if self.layout is None:
             return v.first_grid + 1, v.first_grid + v.grids
         return self.interval_at(len(self.tokens) - self.start)
+
+    @property
+    def forced(self) -> int | None:
+        """The id that must come next, if only one may."""
+        low, high = self.interval()
+        return low if high - low == 1 else None
 
     def interval_at(self, index: int) -> tuple[int, int]:
         """What may stand at `index` of the open picture, whose layout is known."""

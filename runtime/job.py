@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from mgpt_edge.runtime import memory
 from mgpt_edge.runtime.errors import InvalidRequest
 from mgpt_edge.runtime.grammar import Form
-from mgpt_edge.runtime.layout import ImageLayout
+from mgpt_edge.runtime.layout import GRID_PIXELS, ImageLayout, nearest_bucket
 from mgpt_edge.runtime.pictures import fit, open_picture
-from mgpt_edge.runtime.prompt import CONVERSATIONS, encode_prompt, encode_turn, user_field
+from mgpt_edge.runtime.prompt import CONVERSATIONS, UPPER_HALF, encode_prompt, encode_turn, user_field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -104,7 +104,10 @@ class Intake:
             InvalidRequest: pictures that can't be read, or not as many as the task takes.
             OutOfMemory: the answer needs more memory than is free.
         """
-        free = request.task in CONVERSATIONS
+        free, reads = request.task in CONVERSATIONS, bool(pictures)
+        if request.task in UPPER_HALF:
+            request, kept = self._upper_half(request, pictures)
+            pictures = ()
         seen = [self.look(picture, None if free else request.size) for picture in pictures]
         if request.size is None and not free and seen:
             layout = ImageLayout.of_grid(
@@ -113,14 +116,30 @@ class Intake:
             request = replace(request, size=(layout.width, layout.height))
         prompt = self._encode(request, seen)
         form = self._form(request, len(prompt), kept or {})
-        job = Job(request, prompt, form, reads=bool(seen))
+        job = Job(request, prompt, form, reads=reads)
         memory.check(self.manifest, form.layout or self.usual, job.capacities, len(prompt), reads=job.reads)
         return job
+
+    def _upper_half(self, request: Request, pictures: Sequence[PictureSource]) -> tuple[Request, dict[int, int]]:
+        """The size of a picture whose upper half is given, and its tokens: those of the half, but for size and end."""
+        if len(pictures) != 1:
+            msg = f"the task {request.task!r} takes one picture, got {len(pictures)}"
+            raise InvalidRequest(msg)
+        sizes = self.manifest.pictures.trained_sizes if request.size is None else [request.size]
+        halves = [(width, height // 2) for width, height in sizes if height % (2 * GRID_PIXELS) == 0]
+        if not halves:
+            asked = "no trained size has one" if request.size is None else f"asked for {sizes[0][0]}x{sizes[0][1]}"
+            msg = f"a picture of two panels has a height that is a multiple of {2 * GRID_PIXELS} pixels, {asked}"
+            raise InvalidRequest(msg)
+        picture = open_picture(pictures[0])
+        width, height = nearest_bucket(picture.width, picture.height, halves)
+        rows = self.look(picture, (width, height))[3:-1]
+        return replace(request, size=(width, 2 * height)), dict(enumerate(rows, start=3))
 
     def _encode(self, request: Request, seen: Sequence[list[int]]) -> list[int]:
         v = self.manifest.vocabulary
         if request.task == "chat":
-            return [v.bos, *encode_turn(self.tokenizer, request.prompt, seen), v.separator]
+            return [v.bos, *encode_turn(self.tokenizer, request.prompt, seen), *v.turn_end]
         width, height = request.size or (0, 0)
         name = user_field(request.task)
         words = {} if name is None else {name: request.prompt}

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from mgpt_edge.runtime.errors import BundleError
 from mgpt_edge.runtime.layout import buckets
+from mgpt_edge.runtime.prompt import CONVERSATIONS
 from mgpt_edge.runtime.vocabulary import Vocabulary
 
 SCHEMA = 2
@@ -124,6 +125,11 @@ class Manifest:
         _finite(d.rope_theta)
         if not (d.heads % d.kv_heads == 0 and d.head_dim % 2 == 0 and p.stride in {8, 16}):
             msg = f"manifest.json: dimensions contradict each other: {d}, {p}"
+            raise BundleError(msg)
+        if self.vocabulary.separator is None and not CONVERSATIONS.isdisjoint(self.tasks):
+            msg = (
+                f"manifest.json: a vocabulary without a separator can't hold conversations, got {', '.join(self.tasks)}"
+            )
             raise BundleError(msg)
         for name in self.files:
             if name != name.strip("./\\") or "/" in name or "\\" in name or name == "manifest.json":

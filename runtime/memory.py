@@ -83,6 +83,12 @@ def tokens_that_fit(manifest: Manifest, layout: ImageLayout, prompt: int, rows: 
     return max(available_bytes() - fixed, 0) // (_token_bytes(manifest) * rows)
 
 
+def streams_that_fit(manifest: Manifest, capacities: tuple[int, int], wanted: int) -> int:
+    """How many of the wanted streams' caches fit into half of the memory that is free now; one at least."""
+    each = _token_bytes(manifest) * max(sum(capacities), 1)
+    return max(1, min(wanted, available_bytes() // 2 // each))
+
+
 def _token_bytes(manifest: Manifest) -> int:
     """K/V of one token: float32, or in the native engine's cache bytes with two scales a head."""
     d = manifest.dimensions

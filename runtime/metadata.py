@@ -12,14 +12,15 @@ from PIL.PngImagePlugin import PngInfo
 
 from mgpt_edge.runtime.bundle import write_atomically
 from mgpt_edge.runtime.errors import InvalidRequest
+from mgpt_edge.runtime.prompt import FROM_WORDS
 
 if TYPE_CHECKING:
     from os import PathLike
 
 KEY = "mgpt"
 """Text chunk of the PNG, and key of `image.info`: a JSON object."""
-DRAWN_FROM = ("prompt", "size", "guidance", "top_k", "temperature")
-"""The settings that, with a seed, say what a picture of text-to-image is."""
+DRAWN_FROM = ("prompt", "task", "size", "guidance", "top_k", "temperature")
+"""The settings that, with a seed, say what a picture is that was drawn from words alone."""
 
 
 def save(image: Image.Image, path: str | PathLike[str]) -> None:
@@ -71,13 +72,13 @@ def read(path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def settings_of(image: Image.Image) -> dict[str, Any]:
-    """What an image says of the text-to-image request it was drawn from; nothing where it says nothing of use."""
+    """What an image says of the words it was drawn from, and how; nothing where it says nothing of use."""
     info = image.info.get(KEY)
     if isinstance(info, str):  # read from a file
         try:
             info = json.loads(info)
         except (ValueError, RecursionError):
             return {}
-    if not isinstance(info, dict) or info.get("task", "text-to-image") != "text-to-image":
+    if not isinstance(info, dict) or info.get("task", "text-to-image") not in FROM_WORDS:
         return {}
     return {name: info[name] for name in DRAWN_FROM if name in info}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer
 
 from mgpt_edge.runtime import memory, metadata
-from mgpt_edge.runtime.answer import Answer
+from mgpt_edge.runtime.answer import Answer, Picture
 from mgpt_edge.runtime.bundle import Bundle, default_bundle
 from mgpt_edge.runtime.chat import Chat
 from mgpt_edge.runtime.decode import decode
@@ -20,7 +20,7 @@ from mgpt_edge.runtime.job import Intake
 from mgpt_edge.runtime.layout import nearest_bucket
 from mgpt_edge.runtime.pictures import open_picture, several
 from mgpt_edge.runtime.presenter import Presenter
-from mgpt_edge.runtime.prompt import CONVERSATIONS
+from mgpt_edge.runtime.prompt import CONVERSATIONS, FROM_WORDS
 from mgpt_edge.runtime.request import Request, check_task
 from mgpt_edge.runtime.window import Costs, Window
 
@@ -91,7 +91,9 @@ class Model:
         requests = [
             replace(first, prompt=text, seed=first.seed + number * first.count) for number, text in enumerate(prompts)
         ]
-        images = Answer.of(self._run([self.prepare(request) for request in requests])).images
+        events = self._run([self.prepare(request) for request in requests])
+        finished = sorted((event for event in events if isinstance(event, Picture)), key=lambda done: done.picture)
+        images = [done.image for done in finished]
         return images[0] if isinstance(prompt, str) and "count" not in settings else images
 
     def redraw(
@@ -130,7 +132,8 @@ class Model:
         Args:
             image: a path or a Pillow image.
             task: depth, normals, segmentation, pose, detect, edit, reconstruct, from-edges, from-depth or
-                from-segmentation.
+                from-segmentation; panel-depth, panel-canny or panel-subject of Lumina-mGPT 2.0, which draws the lower
+                half of a picture whose upper half is the image.
             instruction: what to change, to detect, or what the picture made from edges, depth or segmentation shows.
             settings: as in `generate`; the size is the picture's own unless given.
 
@@ -140,7 +143,7 @@ class Model:
         Raises:
             InvalidRequest: a picture that can't be read, an unknown task, or one this checkpoint was not trained for.
         """
-        if task in CONVERSATIONS or task == "text-to-image":
+        if task in CONVERSATIONS or task in FROM_WORDS:
             msg = f"the task {task!r} makes no picture from a picture; see generate, ask and describe"
             raise InvalidRequest(msg)
         images = Answer.of(self.stream(instruction or "", images=image, task=task, **settings)).images
@@ -206,7 +209,7 @@ class Model:
             )
             raise InvalidRequest(msg)
         values: dict[str, Any] = {
-            "size": (target, target) if task == "text-to-image" else None,
+            "size": (target, target) if task in FROM_WORDS else None,
             "guidance": defaults.guidance,
             "top_k": defaults.top_k,
             "text_top_k": defaults.text_top_k,
@@ -244,23 +247,22 @@ class Model:
         return self.intake.prepare(request, images, kept)
 
     def _run(self, jobs: list[Job], *, preview: bool = False, kept_rows: Sequence[int] = ()) -> Iterator[Event]:
-        """Jobs one after another in rows that have room for each."""
+        """Jobs in rows that have room for each, as many answers at a time as the engine and the memory can take."""
         conditional, unconditional = zip(*(job.capacities for job in jobs), strict=True)
-        rows = self.engine.open((max(conditional), max(unconditional)))
+        capacities, requests = (max(conditional), max(unconditional)), [job.request for job in jobs]
+        wanted = min(sum(request.count for request in requests), self.engine.most_streams)
+        rows = self.engine.open(capacities, memory.streams_that_fit(self.manifest, capacities, wanted))
+        steps = decode(rows, jobs, self.window(requests[0], rows.streams))
+        return self.presenter.events(requests, steps, preview=preview, kept_rows=kept_rows)
 
-        def events() -> Iterator[Event]:
-            for job in jobs:
-                rows.rollback((0, 0))
-                steps = decode(rows, job.prompt, job.form, job.request, self.window(job.request))
-                yield from self.presenter.events(job.request, steps, preview=preview, kept_rows=kept_rows)
+    def window(self, request: Request, streams: int = 1) -> Window | None:
+        """How far the request's pictures are guessed ahead; None draws code by code.
 
-        return events()
-
-    def window(self, request: Request) -> Window | None:
-        """How far the request's pictures are guessed ahead; None draws code by code."""
-        if request.speculate == "off" or (request.speculate == "auto" and not self.manifest.width_invariant):
-            return None
-        return Window(None if request.speculate == "auto" else int(request.speculate), self.costs)
+        Several streams fill a pass without guessing.
+        """
+        if request.speculate == "auto":
+            return Window(None, self.costs) if self.manifest.width_invariant and streams == 1 else None
+        return None if request.speculate == "off" else Window(int(request.speculate), Costs())
 
     def _warn_untrained(self, layout: ImageLayout) -> None:
         trained, size = self.manifest.pictures.trained_sizes, (layout.width, layout.height)

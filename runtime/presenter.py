@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from mgpt_edge.runtime.answer import Picture, Preview, Text, Words
-from mgpt_edge.runtime.decode import End, FinishedRow, Word
 from mgpt_edge.runtime.errors import IncompleteAnswer
 from mgpt_edge.runtime.layout import ImageLayout
+from mgpt_edge.runtime.loop import End, FinishedRow, Word
 from mgpt_edge.runtime.metadata import KEY
 from mgpt_edge.runtime.prompt import CONVERSATIONS
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from mgpt_edge.runtime.answer import Event
     from mgpt_edge.runtime.bundle import Bundle
-    from mgpt_edge.runtime.decode import Step
     from mgpt_edge.runtime.engines.base import Engine
+    from mgpt_edge.runtime.loop import Step
     from mgpt_edge.runtime.request import Request
 
 COSTS = ("passes", "guessed", "accepted")
@@ -46,22 +46,30 @@ class Presenter:
     tokenizer: Tokenizer
 
     def events(
-        self, request: Request, steps: Iterator[Step], *, preview: bool, kept_rows: Sequence[int] = ()
+        self, requests: Sequence[Request], steps: Iterator[Step], *, preview: bool, kept_rows: Sequence[int] = ()
     ) -> Iterator[Event]:
-        """The loop's steps: tokens become characters, rows become pictures; only a conversation has an `End`."""
+        """The loop's steps: tokens become characters, rows become pictures; only a conversation has an `End`.
+
+        Args:
+            requests: one, or several for pictures alone.
+            steps: of their answers.
+            preview: whether unfinished pictures are shown.
+            kept_rows: that the pictures have from another, for their notes.
+        """
         words = Words(self.tokenizer)
-        costs: dict[str, int] = {}
+        costs: dict[int, dict[str, int]] = {}
         try:
             for step in steps:
                 text = words.push(step.token) if isinstance(step, Word) else words.flush()
                 if text:
                     yield Text(text)
                 if isinstance(step, FinishedRow):
-                    costs = {} if step.row == 0 else costs
-                    costs = {name: costs.get(name, 0) + getattr(step, name) for name in COSTS}
+                    cost = costs.setdefault(step.picture, dict.fromkeys(COSTS, 0))
+                    for name in COSTS:
+                        cost[name] += getattr(step, name)
                     yield step
-                    yield from self._show(request, step, preview, kept_rows, costs)
-                elif isinstance(step, End) and request.task in CONVERSATIONS:
+                    yield from self._show(requests, step, preview, kept_rows, cost)
+                elif isinstance(step, End) and requests[0].task in CONVERSATIONS:
                     yield step
         except IncompleteAnswer as error:
             error.image = self.partial(error.tokens)
@@ -77,13 +85,19 @@ class Presenter:
         return image
 
     def _show(
-        self, request: Request, row: FinishedRow, preview: bool, kept_rows: Sequence[int], costs: dict[str, int]
+        self,
+        requests: Sequence[Request],
+        row: FinishedRow,
+        preview: bool,
+        kept_rows: Sequence[int],
+        cost: dict[str, int],
     ) -> Iterator[Event]:
         layout = self.layout_of(row.tokens)
         if row.row + 1 == layout.rows:
             finished, seconds = self._decode_pixels(row.tokens, layout)
-            cost = {**costs, "window": round(costs["guessed"] / max(costs["passes"], 1), 1)}
-            finished.info[KEY] = self._describe(request, row.picture, finished.size, kept_rows) | cost
+            window = round(cost["guessed"] / max(cost["passes"], 1), 1)
+            settings = self._describe(requests, row.picture, finished.size, kept_rows)
+            finished.info[KEY] = {**settings, **cost, "window": window}
             yield Picture(row.picture, finished, (*row.tokens, layout.vocabulary.end_image), seconds)
         elif preview:
             yield Preview(row.picture, *self._decode_pixels(row.tokens, layout))
@@ -100,13 +114,14 @@ class Presenter:
         return image, time.perf_counter() - started
 
     def _describe(
-        self, request: Request, picture: int, size: tuple[int, int], kept_rows: Sequence[int]
+        self, requests: Sequence[Request], picture: int, size: tuple[int, int], kept_rows: Sequence[int]
     ) -> dict[str, Any]:
         """All that decides the picture, for its file; the pictures that went in are not kept."""
+        request, number = _origin(requests, picture)
         return {
             **request.to_json(),
             "size": size,
-            "seed": request.seed + (0 if request.task in CONVERSATIONS else picture),
+            "seed": request.seed + number,
             "count": 1,
             "kept_rows": list(kept_rows),
             "model": self.bundle.manifest.name,
@@ -116,3 +131,15 @@ class Presenter:
             "machine": platform.machine(),
             "mgpt_edge": _version(),
         }
+
+
+def _origin(requests: Sequence[Request], picture: int) -> tuple[Request, int]:
+    """Whose answer a picture is, and which one; all that a conversation draws is of its one answer."""
+    for request in requests:
+        if request.task in CONVERSATIONS:
+            return request, 0
+        if picture < request.count:
+            return request, picture
+        picture -= request.count
+    msg = f"there is no picture {picture}"
+    raise IndexError(msg)

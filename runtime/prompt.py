@@ -16,11 +16,22 @@ if TYPE_CHECKING:
 
 IMAGE_MARK = "<|image|>"
 """Where a picture stands in a turn's text."""
+SEPARATOR = "<reserved08706>"
+"""What ends a turn: the name of a token, or the very words where a tokenizer has no such token."""
 
 _CONDITIONED = (
     "Generate an image according to the provided image, and according to the following caption:\n"
     f"{{prompt}} {IMAGE_MARK}"
 )
+
+
+def _panels(shown: str, half: str, other: str) -> str:
+    return (
+        f"Generate a dual-panel image of {{width}}x{{height}} where the <{half} half> displays a <{shown}>, while the "
+        f"<{other} half> retains the original image for direct visual comparison:\n{{prompt}}"
+    )
+
+
 TEMPLATES = {
     "text-to-image": "Generate an image of {width}x{height} according to the following prompt:\n{prompt}",
     "depth": f"Depth estimation. {IMAGE_MARK}",
@@ -35,8 +46,21 @@ TEMPLATES = {
     "from-segmentation": _CONDITIONED,
     "describe": f"Describe the image in detail. {IMAGE_MARK}",
     "chat": "{prompt}",
+    "pair-depth": _panels("depth map", "lower", "upper"),
+    "pair-canny": _panels("canny edge map", "lower", "upper"),
+    "pair-hed": _panels("hed edge map", "lower", "upper"),
+    "pair-pose": _panels("pose estimation map", "lower", "upper"),
+    "panel-depth": _panels("depth map", "upper", "lower"),
+    "panel-canny": _panels("canny edge map", "upper", "lower"),
+    "panel-subject": _panels("Bubbly and effervescent with a sparkling allure.", "upper", "lower"),
 }
-"""Task -> the exact question of the family (`Lumina-mGPT`'s own demos, its spelling included)."""
+"""Task -> the exact question of the family (its own demos, their spelling included); of two panels, Lumina-mGPT 2.0's."""
+
+FROM_WORDS = ("text-to-image", "pair-depth", "pair-canny", "pair-hed", "pair-pose")
+"""Tasks whose picture is drawn from words alone."""
+
+UPPER_HALF = ("panel-depth", "panel-canny", "panel-subject")
+"""Tasks that are given the upper half of their picture, where others find a picture in the question."""
 
 CONVERSATIONS = frozenset(("describe", "chat"))
 """Tasks whose answer is text, pictures, or both, as the model likes; that of every other is one picture."""
@@ -55,7 +79,7 @@ def encode_prompt(
 ) -> list[int]:
     """A conversation's first turn: bos, the question, the separator after which the model answers.
 
-    The pictures stand at the template's marks; a mark among the user's own words is text like any other.
+    A separator in words is encoded with the text before it, as the family does: merges may join the two. The pictures stand at the template's marks; a mark among the user's own words is text like any other.
 
     Raises:
         InvalidRequest: the task takes another number of pictures, or the text is too long.
@@ -65,7 +89,9 @@ def encode_prompt(
         expected = {1: "no picture", 2: "one picture"}[len(parts)]
         msg = f"the task {task!r} takes {expected}, got {len(pictures)}"
         raise InvalidRequest(msg)
-    return [vocabulary.bos, *_interleave(tokenizer, parts, pictures), vocabulary.separator]
+    if vocabulary.separator is None:
+        parts[-1] += SEPARATOR
+    return [vocabulary.bos, *_interleave(tokenizer, parts, pictures), *vocabulary.turn_end]
 
 
 def encode_turn(tokenizer: Tokenizer, text: str, pictures: Sequence[list[int]] = ()) -> list[int]:

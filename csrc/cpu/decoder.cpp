@@ -133,39 +133,62 @@ Decoder::Decoder(Model model, int threads, const Kernels& kernels)
 
 Decoder::~Decoder() = default;
 
-void Decoder::forward(Cache& cache, std::span<const Segment> segments, float* hidden) {
-  std::vector<Token> tokens;
-  std::int64_t longest = 0;
+void Decoder::forward(Cache& cache, std::span<const Segment> segments, std::int64_t low, std::int64_t high,
+                      float* out) {
+  check(cache, segments, low, high);
+  const std::int64_t wanted = feed(cache, segments);
+  logits(hidden_.data(), wanted, low, high, out);
+}
+
+void Decoder::check(const Cache& cache, std::span<const Segment> segments, std::int64_t low, std::int64_t high) const {
+  const std::int64_t vocabulary = model_.dimensions.vocabulary;
+  if (low < 0 || high > vocabulary || low >= high) {
+    throw std::out_of_range("ids [" + std::to_string(low) + ", " + std::to_string(high) +
+                            ") are not within the vocabulary of " + std::to_string(vocabulary));
+  }
   for (const Segment& segment : segments) {
-    const std::int64_t length = cache.length(segment.row);
-    const std::int64_t end = length + static_cast<std::int64_t>(segment.tokens.size());
-    if (end > cache.capacity(segment.row) || end > model_.positions) {
-      throw std::out_of_range("row " + std::to_string(segment.row) + " holds " +
-                              std::to_string(std::min(cache.capacity(segment.row), model_.positions)) + " tokens, " +
+    const std::int64_t room = std::min(cache.capacity(segment.row), model_.positions);
+    const std::int64_t end = cache.length(segment.row) + static_cast<std::int64_t>(segment.tokens.size());
+    if (end > room) {
+      throw std::out_of_range("row " + std::to_string(segment.row) + " holds " + std::to_string(room) + " tokens, " +
                               std::to_string(end) + " do not fit");
     }
-    std::int64_t position = length;
     for (const std::int64_t id : segment.tokens) {
-      if (id < 0 || id >= model_.dimensions.vocabulary) {
-        throw std::out_of_range("token " + std::to_string(id) + " is not within the vocabulary of " +
-                                std::to_string(model_.dimensions.vocabulary));
-      }
-      tokens.push_back({segment.row, position++, id});
+      if (id >= 0 && id < vocabulary) continue;
+      throw std::out_of_range("token " + std::to_string(id) + " is not within the vocabulary of " +
+                              std::to_string(vocabulary));
     }
-    longest = std::max(longest, end);
+  }
+}
+
+// Runs the tokens through the layers; how many of them are wanted, their hidden states first in `hidden_`.
+std::int64_t Decoder::feed(Cache& cache, std::span<const Segment> segments) {
+  const auto hidden = static_cast<std::size_t>(model_.dimensions.hidden);
+  std::int64_t longest = 0;
+  tokens_.clear();
+  for (const Segment& segment : segments) {
+    std::int64_t position = cache.length(segment.row);
+    for (const std::int64_t id : segment.tokens) tokens_.push_back({segment.row, position++, id});
+    longest = std::max(longest, position);
   }
   for (auto& work : work_) {
     const auto needed = static_cast<std::size_t>(whole_blocks(longest));
     if (work->scores.size() < needed) work->scores.resize(needed);
   }
-  for (std::size_t start = 0; start < tokens.size(); start += static_cast<std::size_t>(kTokensAtOnce)) {
-    const std::size_t count = std::min(tokens.size() - start, static_cast<std::size_t>(kTokensAtOnce));
-    run(cache, std::span(tokens).subspan(start, count),
-        hidden + static_cast<std::int64_t>(start) * model_.dimensions.hidden);
+  if (hidden_.size() < tokens_.size() * hidden) hidden_.resize(tokens_.size() * hidden);
+  for (std::size_t start = 0; start < tokens_.size(); start += static_cast<std::size_t>(kTokensAtOnce)) {
+    const std::size_t count = std::min(tokens_.size() - start, static_cast<std::size_t>(kTokensAtOnce));
+    run(cache, std::span<const Token>(tokens_).subspan(start, count), hidden_.data() + start * hidden);
   }
+  std::size_t end = 0, wanted = 0;
   for (const Segment& segment : segments) {
     cache.append(segment.row, static_cast<std::int64_t>(segment.tokens.size()));
+    end += segment.tokens.size();
+    for (std::size_t i = end - static_cast<std::size_t>(segment.last); i < end; ++i, ++wanted) {
+      if (i != wanted) std::copy_n(hidden_.data() + i * hidden, hidden, hidden_.data() + wanted * hidden);
+    }
   }
+  return static_cast<std::int64_t>(wanted);
 }
 
 void Decoder::run(Cache& cache, std::span<const Token> tokens, float* hidden) {
@@ -292,10 +315,6 @@ void Decoder::residual(Workspace& work, const float* norm, std::int64_t rows) co
 
 void Decoder::logits(const float* hidden, std::int64_t rows, std::int64_t low, std::int64_t high, float* out) {
   const Dimensions& d = model_.dimensions;
-  if (low < 0 || high > d.vocabulary || low >= high) {
-    throw std::out_of_range("ids [" + std::to_string(low) + ", " + std::to_string(high) +
-                            ") are not within the vocabulary of " + std::to_string(d.vocabulary));
-  }
   const std::int64_t first = low / kChannels, last = (high + kChannels - 1) / kChannels;
   for (std::int64_t start = 0; start < rows; start += kTokensAtOnce) {
     const std::int64_t count = std::min(rows - start, kTokensAtOnce);

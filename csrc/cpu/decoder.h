@@ -79,10 +79,11 @@ class Cache {
   std::unique_ptr<std::byte, Free> memory_;
 };
 
-// New tokens of one row of the cache.
+// New tokens of one row of the cache, and of how many of the last ones logits are wanted.
 struct Segment {
   std::int64_t row;
   std::span<const std::int64_t> tokens;
+  std::int64_t last;
 };
 
 // Runs passes over a model with one team of threads; one pass at a time.
@@ -101,13 +102,10 @@ class Decoder {
     model_.positions = positions;
   }
 
-  // Feeds the segments' tokens and appends them to the cache. `hidden` gets the normalised hidden states of all of them
-  // in order, [tokens, hidden]. Throws std::out_of_range for a token, row or length that does not fit; the cache is
-  // then as it was.
-  void forward(Cache& cache, std::span<const Segment> segments, float* hidden);
-
-  // Logits [rows, high - low] of normalised hidden states [rows, hidden].
-  void logits(const float* hidden, std::int64_t rows, std::int64_t low, std::int64_t high, float* out);
+  // Feeds the segments' tokens and appends them to the cache; `out` gets the logits over the ids [low, high) of each
+  // segment's last tokens, one segment's after another's. Allocates only for a pass longer than all before it. Throws
+  // std::out_of_range for a token, row, length or id that does not fit; the cache is then as it was.
+  void forward(Cache& cache, std::span<const Segment> segments, std::int64_t low, std::int64_t high, float* out);
 
  private:
   struct Token {
@@ -115,7 +113,10 @@ class Decoder {
   };
   struct Workspace;  // of one member
 
+  void check(const Cache& cache, std::span<const Segment> segments, std::int64_t low, std::int64_t high) const;
+  std::int64_t feed(Cache& cache, std::span<const Segment> segments);
   void run(Cache& cache, std::span<const Token> tokens, float* hidden);
+  void logits(const float* hidden, std::int64_t rows, std::int64_t low, std::int64_t high, float* out);
   void attention(int member, const Layer& layer, std::int64_t index, const Cache& cache, std::span<const Token> tokens);
   void feed_forward(int member, const Layer& layer, std::int64_t rows);
   Activations quantised(Workspace& work, const float* x, std::int64_t rows, std::int64_t size) const;
@@ -126,9 +127,11 @@ class Decoder {
   const Kernels& kernels_;
   Team team_;
   std::vector<std::unique_ptr<Workspace>> work_;
-  std::vector<float> mixed_;  // [tokens, heads * head_dim]: what attention leaves
-  std::vector<float> gated_;  // [tokens, intermediate]
-  std::vector<float> delta_;  // [tokens, hidden]: what a branch adds
+  std::vector<Token> tokens_;  // of the pass
+  std::vector<float> hidden_;  // [tokens, hidden]: normalised, of all tokens, then of those that are wanted
+  std::vector<float> mixed_;   // [tokens, heads * head_dim]: what attention leaves
+  std::vector<float> gated_;   // [tokens, intermediate]
+  std::vector<float> delta_;   // [tokens, hidden]: what a branch adds
 };
 
 }  // namespace mgpt::cpu

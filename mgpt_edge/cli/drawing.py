@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mgpt_edge.runtime.answer import Event
+    from mgpt_edge.runtime.loop import FinishedRow
     from mgpt_edge.runtime.model import Model
 
 
@@ -54,17 +55,17 @@ def draw(
 ) -> dict[str, Any]:
     """Saves each picture of a stream as it is done; returns what `--json` prints."""
     from mgpt_edge.runtime.answer import Picture, Preview
-    from mgpt_edge.runtime.decode import FinishedRow
+    from mgpt_edge.runtime.loop import FinishedRow
     from mgpt_edge.runtime.metadata import KEY, save
 
-    pictures: list[dict[str, Any]] = []
+    pictures: dict[int, dict[str, Any]] = {}
+    rows: dict[int, FinishedRow] = {}  # the newest of each picture that is not done
     passes = 0
-    row: FinishedRow | None = None
     started = time.perf_counter()
     try:
         for event in _with_progress(model, events, len(paths), quiet=quiet):
             if isinstance(event, FinishedRow):
-                row = event
+                rows[event.picture] = event
                 passes += event.passes
             elif isinstance(event, Preview) and preview is not None:
                 save(event.image, preview)
@@ -72,25 +73,30 @@ def draw(
                 save(event.image, paths[event.picture])
                 if preview is not None:
                     save(event.image, preview)
-                pictures.append({"path": str(paths[event.picture]), **event.image.info[KEY]})
-                row = None
+                pictures[event.picture] = {"path": str(paths[event.picture]), **event.image.info[KEY]}
+                del rows[event.picture]
     except KeyboardInterrupt as error:
-        raise Interrupted(_save_partial(model, row, paths)) from error
+        raise Interrupted(_save_partial(model, list(rows.values()), paths)) from error
     seconds = time.perf_counter() - started
-    return {"pictures": pictures, "seconds": round(seconds, 4), "passes": passes}
+    return {
+        "pictures": [pictures[number] for number in sorted(pictures)],
+        "seconds": round(seconds, 4),
+        "passes": passes,
+    }
 
 
-def _save_partial(model: Model, row: object, paths: list[Path]) -> str:
-    """Keeps what an interrupted picture had; returns what to tell the user."""
-    from mgpt_edge.runtime.decode import FinishedRow
+def _save_partial(model: Model, rows: list[FinishedRow], paths: list[Path]) -> str:
+    """Keeps what interrupted pictures had; returns what to tell the user."""
     from mgpt_edge.runtime.metadata import save
 
-    partial = model.presenter.partial(row.tokens) if isinstance(row, FinishedRow) else None
-    if not isinstance(row, FinishedRow) or partial is None:
-        return "interrupted before the first row; nothing was written"
-    path = paths[row.picture].with_suffix(".partial.png")
-    save(partial, path)
-    return f"interrupted; the {row.row + 1} rows that were finished are in {path}"
+    said = []
+    for row in rows:
+        partial = model.presenter.partial(row.tokens)
+        if partial is not None:
+            path = paths[row.picture].with_suffix(".partial.png")
+            save(partial, path)
+            said.append(f"the {row.row + 1} rows that were finished are in {path}")
+    return "interrupted; " + "; ".join(said) if said else "interrupted before the first row; nothing was written"
 
 
 def _with_progress(model: Model, events: Iterator[Event], pictures: int, *, quiet: bool) -> Iterator[Event]:
@@ -98,7 +104,7 @@ def _with_progress(model: Model, events: Iterator[Event], pictures: int, *, quie
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from mgpt_edge.runtime.decode import FinishedRow
+    from mgpt_edge.runtime.loop import FinishedRow
 
     console = Console(stderr=True)
     columns = (

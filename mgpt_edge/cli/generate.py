@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="What the picture shows.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="pair-depth, pair-canny, pair-hed or pair-pose: a picture above its map (Lumina-mGPT 2.0)."),
+    ] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, multiples of 32.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same picture.")] = None,
     guidance: Annotated[float | None, typer.Option(help="How strictly to follow the prompt; 1 is as trained.")] = None,
@@ -31,7 +35,7 @@ def generate(
     preview: Annotated[Path | None, typer.Option(help="PNG file kept up to date with the finished rows.")] = None,
     from_image: Annotated[Path | None, typer.Option(help="Draw the picture of this PNG again.")] = None,
     keep_rows: Annotated[
-        str | None, typer.Option(help="Rows of 16 pixels of --from-image that stay, such as 0-3 or 0-1,6.")
+        str | None, typer.Option(help="Rows of codes of --from-image that stay, such as 0-3 or 0-1,6.")
     ] = None,
     speculate: Annotated[
         str | None, typer.Option(help="Codes to guess ahead: auto, off or a number; the picture stays the same.")
@@ -46,6 +50,7 @@ def generate(
 
     given: dict[str, Any] = {
         "prompt": prompt,
+        "task": task,
         "size": None if size is None else parse_size(size),
         "seed": seed,
         "guidance": guidance,
@@ -83,6 +88,7 @@ def recorded(path: Path, model: Model) -> dict[str, Any]:
 
     from mgpt_edge.runtime import metadata
     from mgpt_edge.runtime.errors import CompatibilityWarning
+    from mgpt_edge.runtime.prompt import FROM_WORDS
 
     info = metadata.read(path)
     if info.get("bundle") != model.bundle.digest:
@@ -91,7 +97,7 @@ def recorded(path: Path, model: Model) -> dict[str, Any]:
             f"{model.bundle.folder}: the picture will differ; choose the bundle with --model"
         )
         warnings.warn(msg, CompatibilityWarning, stacklevel=2)
-    if info.get("task", "text-to-image") != "text-to-image":
+    if info.get("task", "text-to-image") not in FROM_WORDS:
         msg = f"{path} is the answer to another picture ({info['task']}), which it does not hold; see: mgpt transform"
         raise InvalidRequest(msg)
     names = ("seed", *metadata.DRAWN_FROM)

@@ -17,7 +17,8 @@ def transform(
         str,
         typer.Option(
             help="depth, normals, segmentation, pose, detect, edit, reconstruct, from-edges, from-depth or "
-            "from-segmentation."
+            "from-segmentation; of Lumina-mGPT 2.0 panel-depth, panel-canny or panel-subject: the lower half of a "
+            "picture whose upper half is IMAGE."
         ),
     ],
     instruction: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -13,40 +14,46 @@ if TYPE_CHECKING:
 Head = Literal["image", "text"]
 
 
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """New tokens of one row of a cache, and of how many of the last ones logits are wanted."""
+
+    row: int
+    tokens: Sequence[int]
+    last: int = 1
+
+
 class Rows(Protocol):
-    """The cached rows of one stream: row 0 is conditional, row 1 unconditional."""
+    """Cached rows of one or several streams: of stream s, row 2s is conditional and row 2s + 1 unconditional."""
 
-    @property
-    def lengths(self) -> tuple[int, int]:
-        """Positions whose K/V are valid, a number a row."""
+    streams: int
 
-    def forward(self, tokens: tuple[Sequence[int], Sequence[int]], head: Head) -> NDArray[np.float32]:
-        """One pass over new tokens of both rows; a row without tokens is left as it is.
+    def length(self, row: int) -> int:
+        """Positions of a row whose K/V are valid."""
 
-        Returns:
-            Logits [2, ids] of each row's last token, over the image codes or the whole vocabulary. The
-            memory is used again by the next pass; the row of an idle one holds nothing of use.
-        """
-
-    def forward_every(
-        self, tokens: tuple[Sequence[int], Sequence[int]], last: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """One pass as `forward`, with the image logits of the last `last` tokens of each row that has any.
+    def forward(self, feeds: Sequence[Fed], head: Head) -> list[NDArray[np.float32]]:
+        """One pass over new tokens of some rows; the others are left as they are.
 
         Returns:
-            Conditional and unconditional logits [last, codes], the latter None for an idle row. The memory is
-            the caller's.
+            For each of `feeds` logits [last, ids], over the image codes or the whole vocabulary. The memory is
+            used again by the next pass.
         """
 
-    def rollback(self, lengths: tuple[int, int]) -> None:
-        """Forgets what was cached beyond `lengths`."""
+    def rollback(self, row: int, length: int) -> None:
+        """Forgets what was cached of a row beyond `length`."""
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """The first `length` positions of row `source` replace those of `target`."""
 
 
 class Engine(Protocol):
     """A bundle's graphs, loaded."""
 
-    def open(self, capacities: tuple[int, int]) -> Rows:
-        """Allocates the cache of one stream, in tokens a row.
+    most_streams: int
+    """Streams that can share a pass."""
+
+    def open(self, capacities: tuple[int, int], streams: int = 1) -> Rows:
+        """Allocates the caches of streams that share passes, in tokens a conditional and an unconditional row.
 
         Raises:
             OutOfMemory: the machine has less.

@@ -6,6 +6,7 @@ ONNX Runtime is left with the VQ model.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,11 +24,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mgpt_edge.runtime.bundle import Bundle
-    from mgpt_edge.runtime.engines.base import Head
+    from mgpt_edge.runtime.engines.base import Fed, Head
     from mgpt_edge.runtime.manifest import Dimensions
 
 FILE = "decoder.safetensors"
-ROWS = 2
 
 
 def load_decoder(path: Path, d: Dimensions, vocabulary: int, threads: int, kernels: str = "") -> CpuDecoder:
@@ -65,62 +65,66 @@ class NativeEngine(Graphs):
         BundleError: the decoder's file is damaged.
     """
 
+    most_streams = 8  # a pass of sixteen tokens: more gain little (bench/draw.py), and each needs a cache
+
     def __init__(self, bundle: Bundle, threads: int, kernels: str = "") -> None:
         super().__init__(bundle, threads)
         manifest = bundle.manifest
         self.decoder = load_decoder(bundle.path(FILE), manifest.dimensions, manifest.vocabulary.size, threads, kernels)
 
-    def open(self, capacities: tuple[int, int]) -> NativeRows:
+    def open(self, capacities: tuple[int, int], streams: int = 1) -> NativeRows:
         d = self.bundle.manifest.dimensions
         if self.decoder.positions < max(capacities):
             with self.lock:
                 self.decoder.rotate(*rotary_tables(max(capacities), d.head_dim, d.rope_theta))
-        return NativeRows(self, capacities)
+        return NativeRows(self, capacities, streams)
 
 
 class NativeRows:
-    """One stream's cache and logits; `engines.base.Rows`.
+    """Streams' caches, and the arrays that passes read and write; `engines.base.Rows`.
 
     Args:
-        engine: shared with other streams; a lock keeps each pass whole.
-        capacities: tokens each row can hold.
+        engine: shared with others; a lock keeps each pass whole.
+        capacities: tokens that each stream's two rows can hold.
+        streams: that share passes.
     """
 
-    def __init__(self, engine: NativeEngine, capacities: tuple[int, int]) -> None:
+    def __init__(self, engine: NativeEngine, capacities: tuple[int, int], streams: int) -> None:
         vocabulary = engine.bundle.manifest.vocabulary
-        self.decoder = engine.decoder
+        self.decoder, self.streams = engine.decoder, streams
         self.ids: dict[Head, tuple[int, int]] = {"image": vocabulary.code_range, "text": (0, vocabulary.size)}
         self.logits: dict[Head, NDArray[np.float32]] = {}
+        self.plan = np.zeros((2 * streams, 3), np.int64)
+        self.tokens = np.zeros(sum(capacities) * streams, np.int64)
         try:
-            self.cache = engine.decoder.cache(list(capacities))
+            self.cache = engine.decoder.cache(list(capacities) * streams)
         except MemoryError as error:
-            msg = f"no memory for the K/V of {capacities[0]} + {capacities[1]} tokens; see: mgpt estimate"
+            msg = f"no memory for the K/V of {streams} x ({capacities[0]} + {capacities[1]}) tokens; see: mgpt estimate"
             raise OutOfMemory(msg) from error
 
-    @property
-    def lengths(self) -> tuple[int, int]:
-        return self.cache.length(0), self.cache.length(1)
+    def length(self, row: int) -> int:
+        return self.cache.length(row)
 
-    def forward(self, tokens: tuple[Sequence[int], Sequence[int]], head: Head) -> NDArray[np.float32]:
-        low, high = self.ids[head]
-        if head not in self.logits:
-            self.logits[head] = np.zeros((ROWS, high - low), np.float32)
-        logits = self.logits[head]
-        fed = [row for row in range(ROWS) if len(tokens[row])]
-        out = logits[fed[0] : fed[-1] + 1]
-        self.decoder.forward(self.cache, [(row, list(tokens[row])) for row in fed], low, high, last=1, out=out)
-        return logits
+    def forward(self, feeds: Sequence[Fed], head: Head) -> list[NDArray[np.float32]]:
+        count = wanted = 0
+        for number, fed in enumerate(feeds):
+            self.plan[number] = fed.row, len(fed.tokens), fed.last
+            self.tokens[count : count + len(fed.tokens)] = fed.tokens
+            count, wanted = count + len(fed.tokens), wanted + fed.last
+        out = self._out(head, wanted)
+        self.decoder.forward(self.cache, self.plan[: len(feeds)], self.tokens[:count], *self.ids[head], out=out)
+        ends = accumulate(fed.last for fed in feeds)
+        return [out[end - fed.last : end] for fed, end in zip(feeds, ends, strict=True)]
 
-    def forward_every(
-        self, tokens: tuple[Sequence[int], Sequence[int]], last: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        low, high = self.ids["image"]
-        fed = [row for row in range(ROWS) if len(tokens[row])]
-        out = np.empty((len(fed), last, high - low), np.float32)
-        rows = [(row, list(tokens[row])) for row in fed]
-        self.decoder.forward(self.cache, rows, low, high, last=last, out=out.reshape(-1, high - low))
-        return out[0], out[1] if len(fed) == ROWS else None
+    def _out(self, head: Head, wanted: int) -> NDArray[np.float32]:
+        """Room for logits; it grows to what the largest pass wants."""
+        if head not in self.logits or len(self.logits[head]) < wanted:
+            low, high = self.ids[head]
+            self.logits[head] = np.zeros((wanted, high - low), np.float32)
+        return self.logits[head][:wanted]
 
-    def rollback(self, lengths: tuple[int, int]) -> None:
-        for row, length in enumerate(lengths):
-            self.cache.rollback(row, length)
+    def rollback(self, row: int, length: int) -> None:
+        self.cache.rollback(row, length)
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        self.cache.copy_prefix(source, target, length)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mgpt_edge.runtime.bundle import Bundle
-    from mgpt_edge.runtime.engines.base import Head
+    from mgpt_edge.runtime.engines.base import Fed, Head
 
 ROWS = 2
 
@@ -38,6 +39,8 @@ class OrtEngine(Graphs):
         threads: of every pass.
     """
 
+    most_streams = 1
+
     def __init__(self, bundle: Bundle, threads: int) -> None:
         super().__init__(bundle, threads)
         self._tables = rotary_tables(1, 2, 1.0)
@@ -49,7 +52,10 @@ class OrtEngine(Graphs):
             warnings.warn(msg, CompatibilityWarning, stacklevel=5)
         self.session("decoder")
 
-    def open(self, capacities: tuple[int, int]) -> OrtRows:
+    def open(self, capacities: tuple[int, int], streams: int = 1) -> OrtRows:
+        if streams != 1:
+            msg = f"the graphs of engine 'cpu' have the rows of one stream, not of {streams}"
+            raise ValueError(msg)
         return OrtRows(self, capacities)
 
     def rotary(self, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -74,9 +80,11 @@ class OrtRows:
     """One stream's cache and buffers; `engines.base.Rows`.
 
     Args:
-        engine: shared with other streams; its lock keeps a pass whole.
+        engine: shared with others; its lock keeps a pass whole.
         capacities: tokens each row can hold.
     """
+
+    streams = 1
 
     def __init__(self, engine: OrtEngine, capacities: tuple[int, int]) -> None:
         d = engine.bundle.manifest.dimensions
@@ -97,29 +105,26 @@ class OrtRows:
         self._pass = lru_cache(maxsize=8)(self._bind_pass)
         self._head = lru_cache(maxsize=2)(self._bind_head)
 
-    @property
-    def lengths(self) -> tuple[int, int]:
-        return self.cache.length(0), self.cache.length(1)
+    def length(self, row: int) -> int:
+        return self.cache.length(row)
 
-    def forward(self, tokens: tuple[Sequence[int], Sequence[int]], head: Head) -> NDArray[np.float32]:
+    def forward(self, feeds: Sequence[Fed], head: Head) -> list[NDArray[np.float32]]:
         binding, logits = self._head(head)
+        tokens: list[Sequence[int]] = [(), ()]
+        for fed in feeds:
+            tokens[fed.row] = fed.tokens
         with self.engine.lock:
             work = self._run(tokens)
-            self.selected[0] = work.hidden[0, work.last]
-            self.engine.session(f"head_{head}").run_with_iobinding(binding)
-        return logits
+            if all(fed.last == 1 for fed in feeds):
+                self.selected[0] = work.hidden[0, work.last]
+                self.engine.session(f"head_{head}").run_with_iobinding(binding)
+                return [logits[fed.row : fed.row + 1] for fed in feeds]
+            wanted = [np.arange(fed.last) + work.last[fed.row] + 1 - fed.last for fed in feeds]
+            (every,) = self.engine.session(f"head_{head}").run(None, {"hidden": work.hidden[:, np.concatenate(wanted)]})
+        ends = accumulate(fed.last for fed in feeds)
+        return [every[0, end - fed.last : end] for fed, end in zip(feeds, ends, strict=True)]
 
-    def forward_every(
-        self, tokens: tuple[Sequence[int], Sequence[int]], last: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        with self.engine.lock:
-            work = self._run(tokens)
-            ends = [end + 1 for row, end in enumerate(work.last) if len(tokens[row])]
-            wanted = [index for end in ends for index in range(end - last, end)]
-            (logits,) = self.engine.session("head_image").run(None, {"hidden": work.hidden[:, wanted]})
-        return logits[0, :last], logits[0, last:] if len(ends) == ROWS else None
-
-    def _run(self, tokens: tuple[Sequence[int], Sequence[int]]) -> _Pass:
+    def _run(self, tokens: Sequence[Sequence[int]]) -> _Pass:
         """A pass of the decoder; the caller holds the engine's lock."""
         counts = len(tokens[0]), len(tokens[1])
         work = self._pass(counts[0] or 1, counts[1] or 1)
@@ -132,9 +137,11 @@ class OrtRows:
         self.engine.session("decoder").run_with_iobinding(work.binding)
         return work
 
-    def rollback(self, lengths: tuple[int, int]) -> None:
-        for row, length in enumerate(lengths):
-            self.cache.rollback(row, length)
+    def rollback(self, row: int, length: int) -> None:
+        self.cache.rollback(row, length)
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        self.cache.copy_prefix(source, target, length)
 
     def _arrays(self) -> Iterator[tuple[str, NDArray[Any]]]:
         """Inputs of the decoder that do not depend on a pass's widths, by name."""

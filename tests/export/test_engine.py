@@ -11,6 +11,7 @@ import torch
 
 from mgpt_edge.bench.peers import chameleon
 from mgpt_edge.export.checkpoint import Checkpoint
+from mgpt_edge.runtime.engines.base import Fed
 from mgpt_edge.runtime.engines.ort import OrtEngine
 
 if TYPE_CHECKING:
@@ -43,39 +44,49 @@ def test_logits_equal_transformers(kind, bundle_of, checkpoints):
     for counts in ((9, 3), (1, 1), (1, 1), (2, 2), (1, 5), (7, 1), (12, 0), (1, 1)):
         parts = tuple(row[done : done + count] for row, done, count in zip(rows, fed, counts, strict=True))
         fed = [done + count for done, count in zip(fed, counts, strict=True)]
-        got = opened.forward(parts, "text")
-        assert opened.lengths == tuple(fed)
-        for row, count in enumerate(counts):
-            if count:
-                assert np.abs(got[row] - expected[row][fed[row] - 1]).max() <= TOLERANCE * scale
+        feeds = [Fed(row, part) for row, part in enumerate(parts) if part]
+        for feed, got in zip(feeds, opened.forward(feeds, "text"), strict=True):
+            assert np.abs(got[0] - expected[feed.row][fed[feed.row] - 1]).max() <= TOLERANCE * scale
+        assert [opened.length(row) for row in (0, 1)] == fed
 
 
 def test_image_head_is_a_slice_of_the_text_head(bundle_of):
     engine = OrtEngine(bundle_of("7b", "fp32"), threads=1)
     low, high = engine.bundle.manifest.vocabulary.code_range
-    text = engine.open((4, 4)).forward(([1, 2, 3], [4]), "text").copy()
-    image = engine.open((4, 4)).forward(([1, 2, 3], [4]), "image")
-    np.testing.assert_allclose(image, text[:, low:high], rtol=1e-5, atol=1e-6)
+    for last in (1, 2):
+        feeds = [Fed(0, [1, 2, 3]), Fed(1, [4, 5], last)]
+        text = np.concatenate(engine.open((4, 4)).forward(feeds, "text"))
+        image = np.concatenate(engine.open((4, 4)).forward(feeds, "image"))
+        assert len(image) == 1 + last
+        np.testing.assert_allclose(image, text[:, low:high], rtol=1e-5, atol=1e-6)
 
 
 def test_rollback_forgets(bundle_of):
     engine = OrtEngine(bundle_of("34b", "int8", "cpu"), threads=1)
     rows = engine.open((20, 20))
-    first = rows.forward(([1, 2, 3], [4]), "image").copy()
-    before = rows.forward(([5], [6]), "image").copy()
-    rows.forward(([7, 8], [9]), "image")
-    rows.rollback((3, 1))
-    assert np.array_equal(rows.forward(([5], [6]), "image"), before)
-    rows.rollback((0, 0))
-    assert np.array_equal(rows.forward(([1, 2, 3], [4]), "image"), first)
+
+    def forward(first, second):
+        return np.concatenate(rows.forward([Fed(0, first), Fed(1, second)], "image"))
+
+    start = forward([1, 2, 3], [4])
+    before = forward([5], [6])
+    forward([7, 8], [9])
+    rows.rollback(0, 3)
+    rows.rollback(1, 1)
+    assert np.array_equal(forward([5], [6]), before)
+    for row in (0, 1):
+        rows.rollback(row, 0)
+    assert np.array_equal(forward([1, 2, 3], [4]), start)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("int8", 0.05), ("int4", 0.5)])
 def test_quantised_logits_stay_near(precision, tolerance, bundle_of):
     """Small random layers are the worst case; trained ones are measured by their pictures."""
-    tokens = ([1, 20, 30, 40, 50], [7, 8])
-    exact = OrtEngine(bundle_of("7b", "fp32"), threads=1).open((8, 8)).forward(tokens, "text").copy()
-    packed = OrtEngine(bundle_of("7b", precision, "cpu"), threads=1).open((8, 8)).forward(tokens, "text")
+    feeds = [Fed(0, [1, 20, 30, 40, 50]), Fed(1, [7, 8])]
+    exact, packed = (
+        np.concatenate(OrtEngine(bundle_of("7b", name, "cpu"), threads=1).open((8, 8)).forward(feeds, "text"))
+        for name in ("fp32", precision)
+    )
     assert np.linalg.norm(packed - exact) <= tolerance * np.linalg.norm(exact)
 
 

@@ -18,7 +18,8 @@ from mgpt_edge.export.lower import native
 from mgpt_edge.export.model import causal_attention
 from mgpt_edge.export.quantise import quantised_linear
 from mgpt_edge.runtime._native import decoder_kernels
-from mgpt_edge.runtime.engines.native import FILE, NativeEngine
+from mgpt_edge.runtime.engines.base import Fed
+from mgpt_edge.runtime.engines.native import FILE, NativeEngine, load_decoder
 from mgpt_edge.runtime.errors import BundleError, InvalidRequest
 from mgpt_edge.runtime.tensors import map_tensors
 
@@ -48,7 +49,7 @@ def every_logit(engine, sequence, widths=(None,)):
     out, fed, turn = np.empty((len(sequence), size), np.float32), 0, 0
     while fed < len(sequence):
         end = min(fed + (widths[turn % len(widths)] or len(sequence)), len(sequence))
-        engine.decoder.forward(rows.cache, [(0, sequence[fed:end])], 0, size, last=end - fed, out=out[fed:end])
+        (out[fed:end],) = rows.forward([Fed(0, sequence[fed:end], end - fed)], "text")
         fed, turn = end, turn + 1
     return out
 
@@ -95,43 +96,57 @@ def test_rows_do_not_know_each_other(bundle, sequences, whole):
     for counts in ((9, 3), (1, 1), (1, 1), (2, 2), (1, 5), (7, 1), (12, 0), (0, 1), (1, 1)):
         parts = tuple(s[done : done + count] for s, done, count in zip(sequences, fed, counts, strict=True))
         fed = [done + count for done, count in zip(fed, counts, strict=True)]
-        got = rows.forward(parts, "text")
-        assert rows.lengths == tuple(fed)
-        for row, count in enumerate(counts):
-            if count:
-                assert np.array_equal(got[row], whole[row][fed[row] - 1])
+        feeds = [Fed(row, part) for row, part in enumerate(parts) if part]
+        for feed, got in zip(feeds, rows.forward(feeds, "text"), strict=True):
+            assert np.array_equal(got[0], whole[feed.row][fed[feed.row] - 1])
+        assert [rows.length(row) for row in (0, 1)] == fed
 
 
 def test_image_head_is_a_slice_of_the_text_head(bundle, sequences, whole):
     low, high = bundle.manifest.vocabulary.code_range
-    image = NativeEngine(bundle, 1).open((40, 0)).forward((sequences[0], ()), "image")
+    (image,) = NativeEngine(bundle, 1).open((40, 0)).forward([Fed(0, sequences[0])], "image")
     assert np.array_equal(image[0], whole[0][-1, low:high])
 
 
 def test_rollback_and_prefix_leave_no_trace(bundle, sequences, whole):
-    engine = NativeEngine(bundle, 1)
-    rows = engine.open((40, 40))
-    rows.forward((sequences[0][:20], sequences[1][:5]), "text")
-    rows.forward((sequences[1][:7], ()), "text")
-    rows.rollback((20, 5))
-    assert np.array_equal(rows.forward((sequences[0][20:23], ()), "text")[0], whole[0][22])
-    rows.cache.copy_prefix(0, 1, 18)
-    assert rows.lengths == (23, 18)
-    assert np.array_equal(rows.forward(((), sequences[0][18:30]), "text")[1], whole[0][29])
+    rows = NativeEngine(bundle, 1).open((40, 40))
+    rows.forward([Fed(0, sequences[0][:20]), Fed(1, sequences[1][:5])], "text")
+    rows.forward([Fed(0, sequences[1][:7])], "text")
+    rows.rollback(0, 20)
+    assert np.array_equal(rows.forward([Fed(0, sequences[0][20:23])], "text")[0][0], whole[0][22])
+    rows.copy_prefix(0, 1, 18)
+    assert (rows.length(0), rows.length(1)) == (23, 18)
+    assert np.array_equal(rows.forward([Fed(1, sequences[0][18:30])], "text")[0][0], whole[0][29])
+
+
+def test_streams_share_passes_and_nothing_else(bundle, sequences, whole):
+    rows = NativeEngine(bundle, 2).open((40, 31), streams=3)
+    rows.forward([Fed(2, sequences[0][:30]), Fed(5, sequences[1][:11])], "text")
+    rows.copy_prefix(2, 4, 25)
+    feeds = [Fed(5, sequences[1][11:20], 4), Fed(0, sequences[0][:9], 9), Fed(4, sequences[0][25:]), Fed(2, [3], 0)]
+    second, first, copied, none = rows.forward(feeds, "text")
+    assert np.array_equal(second, whole[1][16:20])
+    assert np.array_equal(first, whole[0][:9])
+    assert np.array_equal(copied, whole[0][39:])
+    assert len(none) == 0
+    assert [rows.length(row) for row in range(6)] == [9, 0, 31, 0, 40, 20]
 
 
 def test_a_pass_that_does_not_fit_changes_nothing(bundle, sequences, whole):
-    engine = NativeEngine(bundle, 1)
-    rows = engine.open((10, 4))
-    rows.forward((sequences[0][:6], ()), "text")
+    rows = NativeEngine(bundle, 1).open((10, 4))
+    rows.forward([Fed(0, sequences[0][:6])], "text")
     with pytest.raises(IndexError, match="row 1 holds 4 tokens, 5 do not fit"):
-        rows.forward((sequences[0][6:8], sequences[1][:5]), "text")
+        rows.forward([Fed(0, sequences[0][6:8]), Fed(1, sequences[1][:5])], "text")
     with pytest.raises(IndexError, match="not within the vocabulary"):
-        rows.forward(([10**6], ()), "text")
+        rows.forward([Fed(0, [10**6])], "text")
+    with pytest.raises(IndexError, match="no row 2"):
+        rows.forward([Fed(2, [1])], "text")
+    with pytest.raises(ValueError, match="of 3 tokens were asked for, a row has 2"):
+        rows.forward([Fed(0, [1, 2], 3)], "text")
     with pytest.raises(IndexError, match="can't go back to 7"):
-        rows.rollback((7, 0))
-    assert rows.lengths == (6, 0)
-    assert np.array_equal(rows.forward((sequences[0][6:8], ()), "text")[0], whole[0][7])
+        rows.rollback(0, 7)
+    assert (rows.length(0), rows.length(1)) == (6, 0)
+    assert np.array_equal(rows.forward([Fed(0, sequences[0][6:8])], "text")[0][0], whole[0][7])
 
 
 def test_the_file_is_safetensors_in_whole_cache_lines(bundle):
@@ -180,7 +195,5 @@ def test_a_damaged_file_is_an_error(bundle, tmp_path, damage):
         data = data[:8] + text + data[8 + length :]
     path = tmp_path / FILE
     path.write_bytes(data)
-    from mgpt_edge.runtime.engines.native import load_decoder
-
     with pytest.raises(BundleError, match="export the checkpoint again"):
         load_decoder(path, bundle.manifest.dimensions, bundle.manifest.vocabulary.size, 1)

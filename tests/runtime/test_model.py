@@ -15,8 +15,8 @@ from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.runtime import memory
 from mgpt_edge.runtime.answer import Picture, Preview
-from mgpt_edge.runtime.decode import FinishedRow
 from mgpt_edge.runtime.errors import BundleError, CompatibilityWarning, IncompatibleEngine, InvalidRequest, OutOfMemory
+from mgpt_edge.runtime.loop import FinishedRow
 from mgpt_edge.runtime.model import Model
 from mgpt_edge.runtime.prompt import encode_prompt
 from tests import reference

@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgpt_edge.runtime.decode import End, FinishedRow, decode
+from mgpt_edge.runtime.decode import decode
 from mgpt_edge.runtime.engines import load_engine
 from mgpt_edge.runtime.errors import InvalidRequest
 from mgpt_edge.runtime.grammar import Form
+from mgpt_edge.runtime.job import Job
 from mgpt_edge.runtime.layout import ImageLayout
+from mgpt_edge.runtime.loop import End, FinishedRow
 from mgpt_edge.runtime.model import Model
 from mgpt_edge.runtime.request import Request
 from mgpt_edge.runtime.window import WIDTHS, Costs, Window
@@ -36,14 +38,14 @@ def drawn(engine, asked, width=64, height=96, window=None, kept=None):
     form = Form(vocabulary=vocabulary, stride=16, limit=len(layout), layout=layout, picture=True, kept=kept or {})
     rows = engine.open((len(PROMPT) + len(layout), len(layout) if asked.guidance != 1 else 0))
     tokens, passes = [], []
-    for step in decode(rows, PROMPT, form, asked, window):
+    for step in decode(rows, [Job(asked, PROMPT, form)], window):
         if isinstance(step, End):
             tokens.append(step.tokens)
             passes.append(step.passes)
             # What the rows hold, and what waits, is the answer and nothing else.
-            assert rows.lengths[0] == len(PROMPT) + len(step.tokens) - len(step.unfed)
+            assert rows.length(0) == len(PROMPT) + len(step.tokens) - len(step.unfed)
             if asked.guidance != 1:
-                assert rows.lengths[1] == len(step.tokens) - len(step.unfed)
+                assert rows.length(1) == len(step.tokens) - len(step.unfed)
     return tokens, passes
 
 
@@ -94,7 +96,7 @@ def test_an_engine_of_onnxruntime_guesses_too(bundle_of):
 def test_a_stream_cut_off_leaves_the_engine_usable(native):
     layout = ImageLayout(64, 96, native.bundle.manifest.vocabulary)
     form = Form(vocabulary=layout.vocabulary, stride=16, limit=len(layout), layout=layout, picture=True)
-    steps = decode(native.open((200, 100)), PROMPT, form, request(), Window(9, Costs()))
+    steps = decode(native.open((200, 100)), [Job(request(), PROMPT, form)], Window(9, Costs()))
     assert isinstance(next(steps), FinishedRow)
     steps.close()
     assert drawn(native, request(), window=Window(9, Costs()))[0] == drawn(native, request())[0]

@@ -14,8 +14,8 @@ from PIL import Image
 import mgpt_edge
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.runtime.answer import Picture
-from mgpt_edge.runtime.decode import End
 from mgpt_edge.runtime.errors import BundleError, IncompleteAnswer, InvalidRequest
+from mgpt_edge.runtime.loop import End
 from mgpt_edge.runtime.metadata import save
 from tests import reference
 

@@ -1,0 +1,138 @@
+"""The one loop that turns a prompt into an answer, words or pictures; everything else iterates it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mgpt_edge.runtime.errors import IncompleteAnswer
+from mgpt_edge.runtime.grammar import Grammar
+from mgpt_edge.runtime.sampling import Sampler
+
+if TYPE_CHECKING:
+    from mgpt_edge.runtime.feed import Feed
+    from mgpt_edge.runtime.grammar import Form, Mode
+    from mgpt_edge.runtime.request import Request
+    from mgpt_edge.runtime.stream import Loop, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRow:
+    """A row of codes, complete.
+
+    Args:
+        picture: which picture, counted through all prompts.
+        row: which of its rows, from 0.
+        tokens: the picture's tokens so far, from begin-of-image.
+        passes: passes of the engine since the row before.
+        guessed: tokens that those passes were fed ahead.
+        accepted: tokens since then that had been guessed rightly, and cost no pass.
+        seconds: time since the row before.
+    """
+
+    picture: int
+    row: int
+    tokens: tuple[int, ...]
+    passes: int
+    guessed: int
+    accepted: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A token of text."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The answer is over.
+
+    Args:
+        tokens: all of it.
+        unfed: its last tokens, whose K/V nobody has needed yet: a next turn feeds them first.
+        prefilled: tokens of the prompt that were computed for it.
+        passes: passes of the engine.
+        complete: whether the model ended it; otherwise it was cut at its limit.
+    """
+
+    tokens: tuple[int, ...]
+    unfed: tuple[int, ...]
+    prefilled: int
+    passes: int
+    complete: bool
+
+
+Step = FinishedRow | Word | End
+
+
+def answer(prompt: Prompt, feed: Feed, samplers: dict[Mode, Sampler], picture: int) -> Loop:
+    """One answer to a prompt; pauses where it needs a pass, and is sent its logits.
+
+    Forced tokens are never sampled: they are fed together with the token before them.
+
+    Args:
+        prompt: in the rows that are fed.
+        feed: takes the answer's tokens into them.
+        samplers: for each kind of token.
+        picture: number of the answer's first picture.
+
+    Raises:
+        IncompleteAnswer: the limit was reached within a picture, or one was announced that is longer.
+    """
+    form, logits = prompt.job.form, prompt.logits
+    v, grammar = form.vocabulary, Grammar(form)
+    before, started = feed.costs, time.perf_counter()
+    while not grammar.done and len(grammar.tokens) < form.limit:
+        mode, token = grammar.mode, grammar.forced
+        if token is None:
+            if len(grammar.tokens) > prompt.forced:
+                wanted = feed.wants(grammar)
+                if wanted is not None:
+                    feed.take((yield wanted))
+                logits = feed.logits
+            first_id = v.first_code if mode == "code" else 0
+            token = samplers[mode](*logits, first_id, *grammar.interval(), prompt.offset + len(grammar.tokens))
+        grammar.push(token)
+        if len(grammar.tokens) > prompt.forced:
+            feed.push(grammar)
+        if mode == "code" and token == v.end_row and grammar.layout is not None:
+            now, drawn = time.perf_counter(), grammar.open_picture()
+            row = (len(drawn) - 3) // (grammar.layout.columns + 1) - 1
+            passes, guessed, accepted = (after - then for after, then in zip(feed.costs, before, strict=True))
+            yield FinishedRow(picture + grammar.pictures, row, drawn, passes, guessed, accepted, now - started)
+            before, started = feed.costs, now
+        elif mode == "grid" and grammar.layout is not None and len(grammar.layout) > form.limit:
+            raise IncompleteAnswer(_too_large(grammar.layout.width, grammar.layout.height, len(grammar.layout), form))
+        elif mode == "text" and token not in {v.begin_image, v.separator}:
+            yield Word(token)
+    if grammar.start is not None:
+        raise IncompleteAnswer(_cut_off(grammar, form), grammar.open_picture())
+    feed.settle()
+    yield End(tuple(grammar.tokens), tuple(feed.cond), len(prompt.job.prompt), feed.passes + 1, grammar.done)
+
+
+def samplers_of(request: Request, number: int) -> dict[Mode, Sampler]:
+    """Of answer `number`, for each kind of token."""
+    temperature, seed = request.temperature, request.seed + number
+    return {
+        "text": Sampler(1.0, request.text_top_k, temperature, seed),
+        "grid": Sampler(1.0, request.top_k, temperature, seed),
+        "code": Sampler(request.guidance, request.top_k, temperature, seed),
+    }
+
+
+def _too_large(width: int, height: int, tokens: int, form: Form) -> str:
+    return (
+        f"the model announced a picture of {width}x{height}, which takes {tokens} tokens, {tokens - form.limit} more "
+        f"than this answer may have; ask for a size, or for more with max_tokens"
+    )
+
+
+def _cut_off(grammar: Grammar, form: Form) -> str:
+    layout = grammar.layout
+    what = "before its size" if layout is None else f"after {len(grammar.open_picture())} of {len(layout)} tokens"
+    return f"the answer ended within a picture, {what}: {form.limit} tokens is all it may have; give it more"

@@ -1,0 +1,116 @@
+"""Two rows of a cache, the prompt that they hold, and the answer to it that is under way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mgpt_edge.runtime.feed import Ahead, Feed, Pass
+from mgpt_edge.runtime.grammar import Grammar
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mgpt_edge.runtime.engines.base import Rows
+    from mgpt_edge.runtime.feed import Logits
+    from mgpt_edge.runtime.job import Job
+    from mgpt_edge.runtime.loop import Step
+    from mgpt_edge.runtime.sampling import Sampler
+    from mgpt_edge.runtime.window import Window
+
+    Loop = Generator[Step | Pass, list[NDArray[np.float32]], None]
+    """An answer under way: yields what is done and what it wants computed, and is sent the logits of that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A job's prompt in the rows, and behind it what every answer to it begins with.
+
+    Args:
+        job: whose.
+        forced: how many tokens of the answer stand in the rows.
+        lengths: of the rows.
+        logits: of the token that comes next.
+    """
+
+    job: Job
+    forced: int
+    lengths: tuple[int, int]
+    logits: Logits
+
+    @property
+    def offset(self) -> int:
+        """Position of an answer's first token in the conditional row."""
+        return self.lengths[0] - self.forced
+
+
+class Stream:
+    """One answer at a time.
+
+    Args:
+        rows: a cache, shared with other streams.
+        index: of this one; what its rows hold already comes before every prompt.
+    """
+
+    def __init__(self, rows: Rows, index: int) -> None:
+        self.rows = rows
+        self.cond, self.uncond = 2 * index, 2 * index + 1
+        self.base = rows.length(self.cond)
+        self.prompt: Prompt | None = None
+        self.loop: Loop | None = None
+        self.wants: Pass | None = None
+
+    def prefill(self, job: Job) -> Prompt:
+        """Computes a job's prompt, in a pass of its own."""
+        self._go_back((self.base, 0))
+        feed = Feed(self.rows, self.cond, guided=job.request.guidance != 1)
+        feed.cond += job.prompt
+        opening = Grammar(job.form)
+        while not opening.done and opening.forced is not None:
+            opening.push(opening.forced)
+            feed.push(opening)
+        wanted = feed.wants(opening)
+        assert wanted is not None
+        # The next pass writes over the logits, and every answer begins with these.
+        feed.take([logits.copy() for logits in self.rows.forward(wanted.feeds, wanted.head)])
+        lengths = self.rows.length(self.cond), self.rows.length(self.uncond)
+        self.prompt = Prompt(job, len(opening.tokens), lengths, feed.logits)
+        return self.prompt
+
+    def share(self, other: Stream) -> Prompt:
+        """Takes the prompt that another stream has computed."""
+        assert other.prompt is not None
+        self.prompt = other.prompt
+        self.rows.copy_prefix(other.cond, self.cond, self.prompt.lengths[0])
+        self.rows.copy_prefix(other.uncond, self.uncond, self.prompt.lengths[1])
+        return self.prompt
+
+    def feed(self, sampler: Sampler, window: Window | None) -> Feed:
+        """What takes an answer's tokens into the rows; they go back to the end of the prompt."""
+        assert self.prompt is not None
+        self._go_back(self.prompt.lengths)
+        guided = self.prompt.job.request.guidance != 1
+        if window is None:
+            return Feed(self.rows, self.cond, guided=guided)
+        offset = self.prompt.offset
+        return Ahead(self.rows, self.cond, guided=guided, sampler=sampler, offset=offset, window=window)
+
+    def proceed(self, logits: list[NDArray[np.float32]] | None = None) -> Iterator[Step]:
+        """The answer goes on to the next pass that it wants, or to its end."""
+        assert self.loop is not None
+        self.wants = None
+        try:
+            step = next(self.loop) if logits is None else self.loop.send(logits)
+            while not isinstance(step, Pass):
+                yield step
+                step = next(self.loop)
+            self.wants = step
+        except StopIteration:
+            self.loop = None
+
+    def _go_back(self, lengths: tuple[int, int]) -> None:
+        self.rows.rollback(self.cond, lengths[0])
+        self.rows.rollback(self.uncond, lengths[1])
