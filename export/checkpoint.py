@@ -16,9 +16,10 @@ from mgpt_edge.export.config import DecoderConfig
 from mgpt_edge.export.defaults import UNSUPPORTED, Defaults, known_name
 from mgpt_edge.export.fingerprint import fingerprint
 from mgpt_edge.export.shards import Shards, read_json
-from mgpt_edge.export.tokenizer import read_vocabulary
+from mgpt_edge.export.tokenizer import BOS, first_token, read_vocabulary
 from mgpt_edge.export.vqfiles import HELP, INSIDE, VQFiles
 from mgpt_edge.runtime.errors import CheckpointError, CompatibilityWarning
+from mgpt_edge.runtime.prompt import CONVERSATIONS, SEPARATOR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.vocabulary import Vocabulary
 
 TOKENIZERS = ("tokenizer.json", "text_tokenizer.json")
+TOKENIZER_CONFIG = "tokenizer_config.json"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 QK_NORM = re.compile(r"model\.layers\.\d+\.self_attn\.([qk])_norm\.(weight|bias)")
@@ -74,14 +76,16 @@ class Checkpoint:
         shards = Shards.open(folder)
         _check_tensors(shards, config)
         vq_files = VQFiles.find(folder, vq, shards, json_config.get("vq_config"))
-        vocabulary = _fit(read_vocabulary(tokenizer_json), config.vocab_size)
+        vocabulary = _fit(read_vocabulary(tokenizer_json, _read_bos(folder)), config.vocab_size)
         if vq_files is not None:
             _check_codebook(vocabulary, vq_files)
+        defaults = Defaults.find(folder, str(source))
+        _check_conversations(vocabulary, defaults)
         return cls(
             source=str(source),
             folder=folder,
             config=config,
-            defaults=Defaults.find(folder, str(source)),
+            defaults=defaults,
             vocabulary=vocabulary,
             tokenizer_json=tokenizer_json,
             shards=shards,
@@ -173,7 +177,7 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         """SHA-256 over texts, headers and the first 4 KiB of every tensor: see `export/fingerprint.py`."""
-        texts = [self.folder / name for name in ("config.json", *TOKENIZERS, "mgpt.json")]
+        texts = [self.folder / name for name in ("config.json", *TOKENIZERS, TOKENIZER_CONFIG, "mgpt.json")]
         return fingerprint(texts, self.shards, self.vq.files if self.vq else ())
 
     def _stored(self, name: str) -> str:
@@ -208,6 +212,11 @@ def _read_tokenizer(folder: Path, vq: Path | None) -> str:
                 raise CheckpointError(msg) from error
     msg = f"{folder}: there is no tokenizer.json here (Meta calls it text_tokenizer.json); copy it beside config.json"
     raise CheckpointError(msg)
+
+
+def _read_bos(folder: Path) -> str:
+    path = folder / TOKENIZER_CONFIG
+    return first_token(read_json(path)) if path.is_file() else BOS
 
 
 def _check_tensors(shards: Shards, config: DecoderConfig) -> None:
@@ -267,6 +276,15 @@ def _fit(vocabulary: Vocabulary, size: int) -> Vocabulary:
         )
         raise CheckpointError(msg)
     return replace(vocabulary, size=size)
+
+
+def _check_conversations(vocabulary: Vocabulary, defaults: Defaults) -> None:
+    if vocabulary.separator is None and not CONVERSATIONS.isdisjoint(defaults.tasks):
+        msg = (
+            f"mgpt.json: the tokenizer has no token {SEPARATOR}, so nothing would end an answer in words; "
+            f"leave {' and '.join(sorted(CONVERSATIONS))} out of its tasks"
+        )
+        raise CheckpointError(msg)
 
 
 def _check_codebook(vocabulary: Vocabulary, vq: VQFiles) -> None:

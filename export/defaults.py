@@ -10,7 +10,7 @@ from typing import Any
 
 from mgpt_edge.export.shards import read_json
 from mgpt_edge.runtime.errors import CheckpointError
-from mgpt_edge.runtime.prompt import TEMPLATES
+from mgpt_edge.runtime.prompt import FROM_WORDS, TEMPLATES, UPPER_HALF
 
 SOURCE = "mgpt.json"
 SAMPLING = ("guidance", "top_k", "text_top_k", "temperature")
@@ -20,7 +20,7 @@ SAMPLING = ("guidance", "top_k", "text_top_k", "temperature")
 _READ_OFF = {"guidance": 1.0, "top_k": 200}
 FAMILY: dict[str, dict[str, float]] = {
     **dict.fromkeys(TEMPLATES, _READ_OFF),
-    "text-to-image": {},
+    **{task: {} for task in (*FROM_WORDS, *UPPER_HALF)},
     "reconstruct": {},
     "describe": {},
     "chat": {"guidance": 1.0, "text_top_k": 5},
@@ -34,21 +34,27 @@ TARGET_SIZES = {
     "Lumina-mGPT-7B-768-Omni": 768,
     "Lumina-mGPT-7B-1024": 1024,
     "Lumina-mGPT-34B-512": 512,
+    "Lumina-mGPT-2.0": 768,
+    "Lumina-mGPT-2.0-Omni": 768,
     "Chameleon_7B_mGPT": 512,
     "Chameleon_34B_mGPT": 512,
 }
 
 # FP-SFT checkpoints were trained on captions and questions too, in either direction.
 FLEXIBLE_TASKS = ("text-to-image", "describe", "chat")
-OMNI = "Lumina-mGPT-7B-768-Omni"
+TASKS = {
+    "Lumina-mGPT-7B-768-Omni": tuple(task for task in TEMPLATES if not task.startswith(("pair-", "panel-"))),
+    "Lumina-mGPT-2.0": FROM_WORDS,
+    "Lumina-mGPT-2.0-Omni": (*FROM_WORDS, *UPPER_HALF),
+}
+# What the family's own scripts set otherwise than `Defaults`.
+OTHER: dict[str, dict[str, Any]] = {"Lumina-mGPT-2.0": {"top_k": 4096}, "Lumina-mGPT-2.0-Omni": {"top_k": 4096}}
 
 # Public checkpoints of the family that cannot be exported, and why: said before gigabytes are fetched.
 UNSUPPORTED = {
     "Lumina-mGPT-7B-768-bnb-int4": (
         "its weights are packed by bitsandbytes; export Alpha-VLLM/Lumina-mGPT-7B-768 with --precision int4 instead"
     ),
-    "Lumina-mGPT-2.0": "Lumina-mGPT 2.0 has another tokenizer and another VQ model (MoVQGAN), not supported yet",
-    "Lumina-mGPT-2.0-Omni": "Lumina-mGPT 2.0 has another tokenizer and another VQ model (MoVQGAN), not supported yet",
 }
 
 
@@ -113,8 +119,10 @@ class Defaults:
         known = known_name(source, TARGET_SIZES)
         if (folder / SOURCE).is_file():
             found = cls.from_json(read_json(folder / SOURCE), fallback_name=_last(source))
+        elif known:
+            found = cls(name=known, target_size=TARGET_SIZES[known], **OTHER.get(known, {}))
         else:
-            found = cls(name=known or _last(source), target_size=TARGET_SIZES[known] if known else None)
+            found = cls(name=_last(source))
         return found if found.tasks else replace(found, tasks={task: {} for task in trained_tasks(known)})
 
     @classmethod
@@ -143,9 +151,7 @@ def known_name(source: str, names: dict[str, Any]) -> str | None:
 
 def trained_tasks(known: str | None) -> tuple[str, ...]:
     """Tasks of a public checkpoint; one that nobody knows draws, and its `mgpt.json` may say more."""
-    if known == OMNI:
-        return tuple(FAMILY)
-    return FLEXIBLE_TASKS if known else ("text-to-image",)
+    return TASKS.get(known, FLEXIBLE_TASKS) if known else ("text-to-image",)
 
 
 def _are_settings(tasks: object) -> bool:

@@ -10,8 +10,8 @@ from mgpt_edge.runtime.errors import CheckpointError
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 WANTED = (
-    "config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors",
-    "mgpt.json", "vqgan.safetensors", "vqgan.yaml",
+    "config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "model.safetensors.index.json",
+    "model-*.safetensors", "mgpt.json", "vqgan.safetensors", "vqgan.yaml",
 )  # fmt: skip
 
 

@@ -8,18 +8,19 @@ from typing import Any
 
 from mgpt_edge.export.shards import parse_json
 from mgpt_edge.runtime.errors import CheckpointError
+from mgpt_edge.runtime.prompt import SEPARATOR
 from mgpt_edge.runtime.vocabulary import Vocabulary
 
 SOURCE = "tokenizer.json"
 
 BOS, BEGIN_IMAGE, END_IMAGE = "<s>", "<racm3:break>", "<eoss>"
-SEPARATOR, END_ROW = "<reserved08706>", "<reserved08799>"
+END_ROW = "<reserved08799>"
 PLACEHOLDER = "<|image|>"
 FIRST_GRID = 8800
 """`<reserved08800>` names grid token 0, `<reserved08801>` grid token 1, ..."""
 
-# A code's name spells its decimal digits as letters: IMGIMG, 0..9 as A..J, Z.
-CODE = re.compile(r"IMGIMG([A-J]+)Z")
+# A code's name spells its decimal digits as letters: IMGIMG, 0..9 as A..J, Z. In Lumina-mGPT 2.0 it has the digits.
+CODE = re.compile(r"IMGIMG([A-J]+)Z|<MOVQGAN\D*(\d+)\D*>")
 DIGITS = str.maketrans("ABCDEFGHIJ", "0123456789")
 
 # Every name by which the family's tokenizers call something that is not text.
@@ -28,15 +29,17 @@ SPECIAL = re.compile(
 )
 
 
-def read_vocabulary(tokenizer_json: str) -> Vocabulary:
+def read_vocabulary(tokenizer_json: str, bos: str = BOS) -> Vocabulary:
     """Finds the ids of the family's special tokens by their names.
 
     Args:
         tokenizer_json: text of a Hugging Face `tokenizer.json`, or of Meta's `text_tokenizer.json`.
+        bos: name of the token that begins a conversation.
 
     Returns:
         The vocabulary; its size is the highest id plus one. The placeholder `<|image|>` does not count: it is
-        replaced before the model sees it, and the family's models have no row for it.
+        replaced before the model sees it, and the family's models have no row for it. Only Lumina-mGPT 2.0 may lack
+        a separator.
 
     Raises:
         CheckpointError: a name is missing, or codes or grid tokens are not consecutive.
@@ -44,22 +47,40 @@ def read_vocabulary(tokenizer_json: str) -> Vocabulary:
     ids = _ids(_parse(tokenizer_json))
     first_code, codes = _codes(ids)
     first_grid, grids = _grids(ids)
-    missing = [name for name in (BOS, BEGIN_IMAGE, END_IMAGE, END_ROW, SEPARATOR) if name not in ids]
+    needed = (bos, BEGIN_IMAGE, END_IMAGE, END_ROW, *((SEPARATOR,) if code_name(0) in ids else ()))
+    missing = [name for name in needed if name not in ids]
     if missing:
         msg = f"{SOURCE}: the tokens {', '.join(missing)} are missing: no tokenizer of the Lumina-mGPT family"
         raise CheckpointError(msg)
     return Vocabulary(
         size=max(i for name, i in ids.items() if name != PLACEHOLDER) + 1,
-        bos=ids[BOS],
+        bos=ids[bos],
         begin_image=ids[BEGIN_IMAGE],
         end_image=ids[END_IMAGE],
         end_row=ids[END_ROW],
-        separator=ids[SEPARATOR],
+        separator=ids.get(SEPARATOR),
         first_grid=first_grid,
         grids=grids,
         first_code=first_code,
         codes=codes,
     )
+
+
+def first_token(tokenizer_config: dict[str, Any]) -> str:
+    """Name of the token that begins a conversation, by a parsed `tokenizer_config.json`.
+
+    As in the family's code: the tokenizer's bos or, where it has none (Qwen's), its eos.
+
+    Raises:
+        CheckpointError: neither is there.
+    """
+    for key in ("bos_token", "eos_token"):
+        token = tokenizer_config.get(key)
+        name = token.get("content") if isinstance(token, dict) else token
+        if isinstance(name, str) and name:
+            return name
+    msg = "tokenizer_config.json: neither bos_token nor eos_token says how a conversation begins"
+    raise CheckpointError(msg)
 
 
 def text_tokenizer(tokenizer_json: str) -> str:
@@ -134,17 +155,14 @@ def _ids(tokenizer: dict[str, Any]) -> dict[str, int]:
 
 def _codes(ids: dict[str, int]) -> tuple[int, int]:
     """First id and number of the image codes."""
-    codes = {int(match[1].translate(DIGITS)): ids[name] for name in ids if (match := CODE.fullmatch(name))}
-    if not codes and any(name.startswith("<MOVQGAN") for name in ids):
-        msg = f"{SOURCE}: this is Lumina-mGPT 2.0 (MOVQGAN codes), which can't be exported yet; Lumina-mGPT 1 can"
-        raise CheckpointError(msg)
+    codes = {int(match[2] or match[1].translate(DIGITS)): ids[name] for name in ids if (match := CODE.fullmatch(name))}
     if 0 not in codes:
-        msg = f"{SOURCE}: the image codes are missing, expected {code_name(0)} and on"
+        msg = f"{SOURCE}: the image codes are missing, expected {code_name(0)} and on, or <MOVQGAN0> and on"
         raise CheckpointError(msg)
     first = codes[0]
     for code in range(len(codes)):
         if codes.get(code) != first + code:
-            msg = f"{SOURCE}: {code_name(code)} should have the id {first + code}, got {codes.get(code)}"
+            msg = f"{SOURCE}: image code {code} should have the id {first + code}, got {codes.get(code)}"
             raise CheckpointError(msg)
     return first, len(codes)
 

@@ -54,7 +54,7 @@ TEMPLATES = {
     "panel-canny": _panels("canny edge map", "upper", "lower"),
     "panel-subject": _panels("Bubbly and effervescent with a sparkling allure.", "upper", "lower"),
 }
-"""Task -> the exact question of the family (its own demos, their spelling included); of two panels, Lumina-mGPT 2.0's."""
+"""Task -> the exact question of the family's own demos, spelling included; dual panels are Lumina-mGPT 2.0's."""
 
 FROM_WORDS = ("text-to-image", "pair-depth", "pair-canny", "pair-hed", "pair-pose")
 """Tasks whose picture is drawn from words alone."""
@@ -79,7 +79,8 @@ def encode_prompt(
 ) -> list[int]:
     """A conversation's first turn: bos, the question, the separator after which the model answers.
 
-    A separator in words is encoded with the text before it, as the family does: merges may join the two. The pictures stand at the template's marks; a mark among the user's own words is text like any other.
+    The pictures stand at the template's marks; a mark among the user's own words is text like any other. A separator
+    in words is encoded with the text before it, as the family does: merges may join the two.
 
     Raises:
         InvalidRequest: the task takes another number of pictures, or the text is too long.

@@ -8,13 +8,15 @@ import pytest
 
 from mgpt_edge.export.defaults import FAMILY, Defaults
 from mgpt_edge.runtime.errors import CheckpointError
-from mgpt_edge.runtime.prompt import TEMPLATES
+from mgpt_edge.runtime.prompt import FROM_WORDS, TEMPLATES, UPPER_HALF
 
 
 @pytest.mark.parametrize(
     ("source", "tasks"),
     [
-        ("Alpha-VLLM/Lumina-mGPT-7B-768-Omni", set(TEMPLATES)),
+        ("Alpha-VLLM/Lumina-mGPT-7B-768-Omni", set(TEMPLATES) - {*FROM_WORDS[1:], *UPPER_HALF}),
+        ("Alpha-VLLM/Lumina-mGPT-2.0", set(FROM_WORDS)),
+        ("Alpha-VLLM/Lumina-mGPT-2.0-Omni", {*FROM_WORDS, *UPPER_HALF}),
         ("Alpha-VLLM/Lumina-mGPT-7B-512", {"text-to-image", "describe", "chat"}),
         ("my-own", {"text-to-image"}),
     ],
@@ -29,6 +31,10 @@ def test_the_familys_settings_and_the_checkpoints_own(tmp_path):
     assert family.sampling("text-to-image") == {"guidance": 4.0, "top_k": 2000, "text_top_k": 10, "temperature": 1.0}
     assert family.sampling("depth") == {"guidance": 1.0, "top_k": 200, "text_top_k": 10, "temperature": 1.0}
     assert family.sampling("chat") == {"guidance": 1.0, "top_k": 2000, "text_top_k": 5, "temperature": 1.0}
+    second = Defaults.find(tmp_path, "Lumina-mGPT-2.0-Omni")
+    assert second.target_size == 768
+    for task in second.tasks:
+        assert second.sampling(task) == {"guidance": 4.0, "top_k": 4096, "text_top_k": 10, "temperature": 1.0}
     says = {"target_size": 128, "temperature": 0.6, "tasks": {"depth": {"temperature": 0.3}, "chat": {}}}
     (tmp_path / "mgpt.json").write_text(json.dumps(says))
     own = Defaults.find(tmp_path, "mini")
