@@ -11,18 +11,26 @@ import math
 import struct
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 
-from mgpt_edge.bench.random_tokenizer import FAMILY_RESERVED, family_tokenizer
+from mgpt_edge.bench.random_tokenizer import (
+    FAMILY_RESERVED,
+    QWEN_GRIDS,
+    QWEN_SPECIALS,
+    QWEN_TEXT,
+    family_tokenizer,
+    second_tokenizer,
+)
 from mgpt_edge.export.config import DecoderConfig
-from mgpt_edge.export.defaults import FAMILY
+from mgpt_edge.export.defaults import TASKS
+from mgpt_edge.export.tokenizer import BOS
 from mgpt_edge.export.vqfiles import vq_shapes
-from mgpt_edge.export.vqgan import VQConfig
+from mgpt_edge.export.vqgan import CHAMELEON, MOVQGAN_270M, VQConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -38,11 +46,19 @@ Sizes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """Dimensions of a checkpoint."""
+    """Dimensions of a checkpoint; its VQ model says of which generation it is."""
 
     decoder: DecoderConfig
     vq: VQConfig
     target_size: int
+
+    @property
+    def tokenizer(self) -> str:
+        """Text of tokenizer.json, with the published ids where the vocabulary has the published size."""
+        codes, large = self.vq.codes, self.decoder.vocab_size >= FAMILY_VOCABULARY
+        if self.vq.modulated:
+            return second_tokenizer(codes, QWEN_GRIDS, QWEN_TEXT) if large else second_tokenizer(codes)
+        return family_tokenizer(codes, FAMILY_RESERVED, FAMILY_VOCABULARY) if large else family_tokenizer(codes)
 
 
 def decoder(hidden: int, layers: int, heads: int, ffn: int, vocab: int, **rest: Any) -> DecoderConfig:
@@ -52,15 +68,6 @@ def decoder(hidden: int, layers: int, heads: int, ffn: int, vocab: int, **rest: 
     return DecoderConfig(vocab_size=vocab, **sizes, **(alike | rest))
 
 
-FAMILY_VQ = VQConfig(
-    channels=128,
-    channel_multipliers=(1, 1, 2, 2, 4),
-    residual_blocks=2,
-    z_channels=256,
-    embed_dim=256,
-    codes=8192,
-    resolution=512,
-)
 SMALL_VQ = VQConfig(
     channels=16,
     channel_multipliers=(1, 1, 1, 1, 2),
@@ -71,15 +78,21 @@ SMALL_VQ = VQConfig(
     groups=8,
     resolution=128,
 )
+SMALL_MOVQ = replace(
+    SMALL_VQ, channel_multipliers=(1, 1, 1, 2), z_channels=4, embed_dim=4, attention_resolutions=(16,), modulated=True
+)
 SHAPES = {
-    "7b": Shape(decoder=decoder(4096, 32, 32, 11008, 65536), vq=FAMILY_VQ, target_size=768),
+    "7b": Shape(decoder=decoder(4096, 32, 32, 11008, 65536), vq=CHAMELEON, target_size=768),
     "34b": Shape(
         decoder=decoder(8192, 48, 64, 22016, 65536, num_kv_heads=8, model_parallel_size=4, swin_norm=True),
-        vq=FAMILY_VQ,
+        vq=CHAMELEON,
         target_size=512,
     ),
-    "375m": Shape(decoder=decoder(1024, 24, 16, 2816, 65536), vq=FAMILY_VQ, target_size=512),
+    "375m": Shape(decoder=decoder(1024, 24, 16, 2816, 65536), vq=CHAMELEON, target_size=512),
     "tiny": Shape(decoder=decoder(64, 2, 4, 160, 512), vq=SMALL_VQ, target_size=128),
+    "2.0-7b": Shape(decoder=decoder(4096, 32, 32, 11008, 171385), vq=MOVQGAN_270M, target_size=768),
+    "2.0-2b": Shape(decoder=decoder(2048, 32, 32, 8192, 171385), vq=MOVQGAN_270M, target_size=768),
+    "2.0-tiny": Shape(decoder=decoder(64, 2, 4, 160, 512), vq=SMALL_MOVQ, target_size=128),
 }
 
 
@@ -97,7 +110,7 @@ def write_checkpoint(
     shard_bytes: int = SHARD_BYTES,
     report: Callable[[int, int], None] = quiet,
 ) -> None:
-    """Writes config.json, tokenizer.json, mgpt.json, the shards with their index, and the VQ files.
+    """Writes config.json, the tokenizer's two files, mgpt.json, the shards with their index, and the VQ files.
 
     Args:
         folder: made if it is not there.
@@ -109,12 +122,13 @@ def write_checkpoint(
         report: called with bytes done and bytes in all.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config, codes = shape.decoder, shape.vq.codes
-    large = config.vocab_size == FAMILY_VOCABULARY
-    tokenizer = family_tokenizer(codes, FAMILY_RESERVED, FAMILY_VOCABULARY) if large else family_tokenizer(codes)
+    config, second = shape.decoder, shape.vq.modulated
     _write(folder / "config.json", [json.dumps(config_json(config, dtype), indent=1).encode()])
-    _write(folder / "tokenizer.json", [tokenizer.encode()])
-    says = {"name": folder.name, "target_size": shape.target_size, "tasks": {task: {} for task in FAMILY}}
+    _write(folder / "tokenizer.json", [shape.tokenizer.encode()])
+    ends = {"bos_token": None, "eos_token": QWEN_SPECIALS[0]} if second else {"bos_token": BOS, "eos_token": "</s>"}
+    _write(folder / "tokenizer_config.json", [json.dumps(ends).encode()])
+    tasks = TASKS["Lumina-mGPT-2.0-Omni" if second else "Lumina-mGPT-7B-768-Omni"]
+    says = {"name": folder.name, "target_size": shape.target_size, "tasks": {task: {} for task in tasks}}
     _write(folder / "mgpt.json", [json.dumps(says).encode()])
     plan = [(f, sizes, dtype) for f, sizes in _shards(config.shapes(), dtype.itemsize, shard_bytes).items()]
     if len(plan) > 1:

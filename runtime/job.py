@@ -117,7 +117,9 @@ class Intake:
         prompt = self._encode(request, seen)
         form = self._form(request, len(prompt), kept or {})
         job = Job(request, prompt, form, reads=reads)
-        memory.check(self.manifest, form.layout or self.usual, job.capacities, len(prompt), reads=job.reads)
+        memory.check(
+            self.manifest, form.layout or self.usual, job.capacities, len(prompt) + len(form.kept), reads=job.reads
+        )
         return job
 
     def _upper_half(self, request: Request, pictures: Sequence[PictureSource]) -> tuple[Request, dict[int, int]]:

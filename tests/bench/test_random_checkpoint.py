@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mgpt_edge.bench.random_checkpoint import FAMILY_VQ, SHAPES, main, write_checkpoint
+from mgpt_edge.bench.random_checkpoint import SHAPES, main, write_checkpoint
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.vqfiles import vq_shapes
+from mgpt_edge.export.vqgan import CHAMELEON
 
 
 def test_the_command_writes_a_checkpoint_that_opens(tmp_path, capsys):
@@ -30,6 +31,17 @@ def test_a_family_vocabulary_has_the_golden_ids(tmp_path):
     write_checkpoint(tmp_path, replace(shape, decoder=small), vq=False)
     vocabulary = Checkpoint.open(tmp_path).vocabulary
     assert (vocabulary.size, vocabulary.begin_image, vocabulary.separator) == (65536, 8197, 8710)
+
+
+def test_lumina_mgpt_2_has_the_published_ids_and_sizes(tmp_path):
+    assert SHAPES["2.0-7b"].decoder.parameters == pytest.approx(7.88e9, rel=1e-3)
+    assert SHAPES["2.0-2b"].decoder.parameters == pytest.approx(2.85e9, rel=1e-3)
+    shape = SHAPES["2.0-7b"]
+    small = replace(shape.decoder, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=8)
+    write_checkpoint(tmp_path, replace(shape, decoder=small), vq=False)
+    v = Checkpoint.open(tmp_path).vocabulary
+    assert (v.size, v.begin_image, v.end_image, v.end_row) == (171385, 151665, 151666, 151670)
+    assert (v.code_range, v.grid(0), v.bos, v.separator) == ((155000, 171384), 151671, 151643, None)
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path):
@@ -57,7 +69,7 @@ def test_an_interrupted_run_leaves_no_half_file(tmp_path):
 
 
 def test_the_vq_model_has_the_published_shape():
-    shapes = vq_shapes(FAMILY_VQ)
+    shapes = vq_shapes(CHAMELEON)
     assert shapes["quantize.embedding.weight"] == (8192, 256)
     assert shapes["encoder.down.2.block.0.nin_shortcut.weight"] == (256, 128, 1, 1)
     assert shapes["decoder.up.3.block.0.nin_shortcut.weight"] == (256, 512, 1, 1)

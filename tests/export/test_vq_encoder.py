@@ -10,12 +10,11 @@ import pytest
 import torch
 from transformers import ChameleonVQVAE, ChameleonVQVAEConfig
 
-from mgpt_edge.bench.random_checkpoint import FAMILY_VQ
 from mgpt_edge.export import trace
 from mgpt_edge.export.checkpoint import to_array
 from mgpt_edge.export.graphfile import write_graph
 from mgpt_edge.export.lower import cpu
-from mgpt_edge.export.vqgan import VQGAN, VQConfig
+from mgpt_edge.export.vqgan import CHAMELEON, VQGAN, VQConfig
 from mgpt_edge.runtime.layout import buckets
 
 if TYPE_CHECKING:
@@ -128,7 +127,7 @@ def test_every_bucket_there_and_back(target, narrow):
 @pytest.mark.slow
 def test_the_real_shape_there_and_back(tmp_path):
     torch.manual_seed(0)
-    model = VQGAN(FAMILY_VQ).eval()
+    model = VQGAN(CHAMELEON).eval()
     halves = compiled(model, "vq_encoder", tmp_path), compiled(model, "vq_decoder", tmp_path)
     for width, height in ((512, 512), (1024, 256), (288, 896)):
         keeps_size(halves, width, height)
