@@ -32,6 +32,7 @@ class Defaults:
     target_size: int
     sampling: Sampling
     sizes: tuple[tuple[int, int], ...]
+    tasks: Mapping[str, Mapping[str, float]]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -41,6 +42,7 @@ class Defaults:
             "top_k": self.sampling.top_k,
             "temperature": self.sampling.temperature,
             "sizes": [list(size) for size in self.sizes],
+            "tasks": {task: dict(settings) for task, settings in self.tasks.items()},
         }
 
 

@@ -29,6 +29,10 @@ class Sampling:
             raise ValueError(msg)
 
 
+FAITHFUL = Sampling(guidance=1.0, top_k=200, temperature=0.3)
+"""For answers that have one right solution."""
+
+
 @torch.inference_mode()
 def draw(model: Decoder, layout: ImageLayout, prompts: list[list[int]], sampling: Sampling, seed: int) -> Tensor:
     """Codes [n, rows, columns], one picture for each prompt (tokens from bos to the separator)."""

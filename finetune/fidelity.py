@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mgpt_edge.finetune.conversation import Turn
-from mgpt_edge.finetune.draw import Sampling
+from mgpt_edge.finetune.draw import FAITHFUL
 from mgpt_edge.finetune.world import SHAPES, captions, dense, render, sample_scene
 from mgpt_edge.finetune.world.caption import PHRASES
 from mgpt_edge.finetune.world.dialogue import edit_of, questions
@@ -17,12 +17,10 @@ from mgpt_edge.runtime.prompt import TEMPLATES
 
 if TYPE_CHECKING:
     from mgpt_edge.finetune.album import Album
+    from mgpt_edge.finetune.draw import Sampling
     from mgpt_edge.finetune.judge import Judge
     from mgpt_edge.finetune.painter import Painter
     from mgpt_edge.finetune.world import Frame, Scene
-
-FAITHFUL = Sampling(guidance=1.0, top_k=200, temperature=0.3)
-"""For answers that have one right solution."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from mgpt_edge.finetune.painter import Painter
 from mgpt_edge.finetune.pictures import Pictures, render_together
 from mgpt_edge.finetune.sft import Stage, initialise, small_decoder, validation_loss
 from mgpt_edge.finetune.sharpen import Coded, Sharpening
-from mgpt_edge.finetune.tasks import KINDS_OF
+from mgpt_edge.finetune.tasks import KINDS_OF, settings
 from mgpt_edge.finetune.tokenizer import for_text, train_tokenizer
 from mgpt_edge.finetune.vq import Source, VQTraining, measure
 
@@ -193,7 +193,8 @@ class Mini:
         checkpoint.write_decoder(folder, model.config, model.state_dict(), positions=1024)
         checkpoint.write_vq(folder, self.plan.vq.config, self.vq.state_dict())
         checkpoint.write_tokenizer(folder, self.tokenizer)
-        defaults = checkpoint.Defaults("mini", stage.side, sampling, stage.sizes)
+        tasks = settings({task for task, _ in stage.tasks}, sampling)
+        defaults = checkpoint.Defaults("mini", stage.side, sampling, stage.sizes, tasks)
         checkpoint.write_json(folder / "mgpt.json", defaults.to_json())
 
     @cached_property

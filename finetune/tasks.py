@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from mgpt_edge.finetune.conversation import Turn
+from mgpt_edge.finetune.draw import FAITHFUL
 from mgpt_edge.finetune.world import captions
 from mgpt_edge.finetune.world.caption import description
 from mgpt_edge.finetune.world.dialogue import edit_of, questions
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mgpt_edge.finetune.album import Album
+    from mgpt_edge.finetune.draw import Sampling
 
     Task = Callable[[Album, np.random.Generator], list[Turn]]
 
@@ -119,3 +122,18 @@ KINDS_OF = {
     "edit": frozenset(("edited",)),
 }
 """Which kinds of pictures a task needs beside the plain ones."""
+
+
+def settings(trained: set[str], sampling: Sampling) -> dict[str, dict[str, float]]:
+    """How a checkpoint wants to be sampled, for each of the family's tasks that it was trained for.
+
+    Args:
+        trained: of `TASKS`.
+        sampling: of pictures that show what words say.
+    """
+    said = {"text-to-image": {}, **dict.fromkeys(("from-edges", "from-depth", "from-segmentation", "edit"), sampling)}
+    said |= dict.fromkeys(("depth", "normals", "segmentation"), FAITHFUL)
+    found = {task: asdict(how) if how else {} for task, how in said.items() if task in trained}
+    # A question about this world has one right answer.
+    words = {"chat": "answer", "describe": "describe"}
+    return found | {task: {"text_top_k": 1} for task, part in words.items() if part in trained}

@@ -12,8 +12,8 @@ from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.vqgan import VQConfig
 from mgpt_edge.finetune import scores
 from mgpt_edge.finetune.album import encode_pictures
-from mgpt_edge.finetune.draw import Sampling
-from mgpt_edge.finetune.mini import Mini
+from mgpt_edge.finetune.draw import FAITHFUL, Sampling
+from mgpt_edge.finetune.mini import SAMPLING, Mini
 from mgpt_edge.finetune.plan import GroupPlan, Plan, StagePlan, VQPictures, default_plan
 from mgpt_edge.finetune.sft import Recipe
 from mgpt_edge.finetune.sharpen import SharpenRecipe
@@ -80,6 +80,12 @@ def test_the_checkpoint_is_the_familys(trained: Mini, tmp_path: Path) -> None:
     stage, model = trained.trained_decoder()
     assert stage.side == 64
     assert read.config == model.config
+    assert set(read.defaults.tasks) == {"text-to-image", "depth", "normals", "segmentation", "describe", "chat"} | {
+        "edit",
+        *(f"from-{kind}" for kind in ("edges", "depth", "segmentation")),
+    }
+    assert read.defaults.sampling("depth")["temperature"] == FAITHFUL.temperature
+    assert read.defaults.sampling("edit")["guidance"] == SAMPLING.guidance
 
 
 def test_every_figure_is_measured(trained: Mini) -> None:
