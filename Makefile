@@ -7,7 +7,7 @@ TEST_BIN := $(TEST_VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 PIP_FLAGS := -q --disable-pip-version-check
 
-.PHONY: demo test test-slow lint typecheck mini clean
+.PHONY: demo test test-slow test-gpu cuda lint typecheck mini clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mgpt generate "a large red sphere on a gray floor" --seed 7 -o demo.png
@@ -33,7 +33,8 @@ $(TEST_VENV)/.installed: $(SOURCES) constraints.txt
 lint: $(TEST_VENV)/.installed typecheck
 	$(TEST_BIN)/ruff check .
 	$(TEST_BIN)/ruff format --check .
-	$(TEST_BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp
+	$(TEST_BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp \
+		csrc/cuda/*.h csrc/cuda/*.cuh csrc/cuda/*.cu tests/native/*.cpp
 
 # mypy follows no mapping of folders: it reads links in the shape of the package.
 typecheck: $(TEST_VENV)/.installed
@@ -42,6 +43,17 @@ typecheck: $(TEST_VENV)/.installed
 	ln -sfn $(CURDIR)/mgpt_edge/cli build/typing/mgpt_edge/cli
 	ln -sf $(CURDIR)/mgpt_edge/__init__.py $(CURDIR)/mgpt_edge/py.typed build/typing/mgpt_edge/
 	$(TEST_BIN)/python -m mypy -p mgpt_edge.runtime
+
+# The kernels for every architecture, not linked; needs nvcc and no GPU. What each takes of a GPU is printed: a spill fails.
+cuda:
+	@command -v nvcc >/dev/null || { echo "make cuda needs nvcc of a CUDA toolkit, which is not on the PATH"; exit 1; }
+	cmake -S csrc/cuda -B build/cuda
+	cmake --build build/cuda --target mgpt_cuda_kernels --clean-first > build/cuda/log 2>&1 || { cat build/cuda/log; exit 1; }
+	$(PYTHON) csrc/cuda/resources.py build/cuda/log
+
+# On a machine with a GPU, CUDA, cupy and pytest: everything about the kernels, in minutes. No package of ours is installed.
+test-gpu:
+	$(PYTHON) tests/gpu/run.py
 
 # Trains the small model again from nothing: hours on two cores, resumable.
 mini: $(TEST_VENV)/.installed

@@ -1,4 +1,4 @@
-// What lets one header serve the CPU build and, later, the CUDA build.
+// What lets one header serve the CPU build and the CUDA build.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +12,13 @@
 #define MGPT_HOST_DEVICE inline __attribute__((always_inline))
 #else
 #define MGPT_HOST_DEVICE inline
+#endif
+
+// Of a team of threads: device code under nvcc, plain code for the teams that the tests make of CPU threads.
+#if defined(__CUDACC__)
+#define MGPT_TEAM __device__ __forceinline__
+#else
+#define MGPT_TEAM inline
 #endif
 
 namespace mgpt {

@@ -14,24 +14,6 @@
 namespace mgpt {
 namespace {
 
-// Masks of all ones or all zeros, by integer comparison: plain loops of these vectorise everywhere.
-MGPT_HOST_DEVICE std::uint32_t is_nan(float x) {
-  return (bits_of(x) & 0x7FFFFFFFu) > 0x7F800000u ? ~0u : 0u;
-}
-MGPT_HOST_DEVICE std::uint32_t is_minus_infinity(float x) {
-  return bits_of(x) == 0xFF800000u ? ~0u : 0u;
-}
-
-// Unsigned integers in the order of the numbers; -0.0 and +0.0 give one key. Excluded ids get 0, below every number.
-MGPT_HOST_DEVICE std::uint32_t ordered_key(float x) {
-  const std::uint32_t bits = bits_of(x + 0.0f);
-  return bits ^ (static_cast<std::uint32_t>(static_cast<std::int32_t>(bits) >> 31) | 0x80000000u);
-}
-
-MGPT_HOST_DEVICE float value_of_key(std::uint32_t key) {
-  return float_of(key ^ (static_cast<std::uint32_t>(static_cast<std::int32_t>(~key) >> 31) | 0x80000000u));
-}
-
 struct Guided {
   std::uint32_t nan;      // not 0: some logit is not a number
   std::uint32_t allowed;  // ids not excluded
@@ -58,15 +40,11 @@ MGPT_HOST_DEVICE Guided guided_keys(const float* __restrict cond, const float* _
   std::uint32_t largest = 0;
   std::uint32_t smallest_less_one = 0xFFFFFFFFu;  // an excluded key, 0, wraps around and never counts
   for (std::uint32_t i = 0; i < count; ++i) {
-    const float c = cond[i];
-    const float u = uncond[i];
-    const float g = formula(c, u);
-    const std::uint32_t masked = is_minus_infinity(c) | is_minus_infinity(u);
-    const std::uint32_t excluded = masked | is_minus_infinity(g);
-    nan |= is_nan(c) | is_nan(u) | (is_nan(g) & ~masked);
-    const std::uint32_t key = ordered_key(g) & ~excluded;
+    const GuidedKey guided = guided_key(cond[i], uncond[i], formula);
+    const std::uint32_t key = guided.key;
+    nan |= guided.nan;
     keys[i] = key;
-    excluded_ids += excluded & 1u;
+    excluded_ids += key == 0 ? 1u : 0u;
     largest = largest < key ? key : largest;
     smallest_less_one = key - 1 < smallest_less_one ? key - 1 : smallest_less_one;
   }
@@ -123,12 +101,9 @@ MGPT_HOST_DEVICE SampleResult sample_body(const SampleRequest& request, std::uin
     survivors += keys[i] >= threshold ? 1u : 0u;
   }
 
-  const auto seed_low = static_cast<std::uint32_t>(request.seed);
-  const auto seed_high = static_cast<std::uint32_t>(request.seed >> 32);
   std::uint32_t best_key = 0;
   for (std::uint32_t j = 0; j < survivors; ++j) {
-    const float noise = gumbel_of_word(noise_word(seed_low, seed_high, request.position, ids[j]));
-    const std::uint32_t key = ordered_key(value_of_key(kept[j]) / request.temperature + noise);
+    const std::uint32_t key = score_key(kept[j], ids[j], request.temperature, request.seed, request.position);
     keys[j] = key;  // the guided keys have been used up
     best_key = std::max(best_key, key);
   }

@@ -7,26 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "draw.h"
+
 namespace mgpt {
-
-struct SampleRequest {
-  const float* cond;    // logits of ids low, low + 1, ...
-  const float* uncond;  // the same ids, or null
-  std::uint32_t low;    // vocabulary id of element 0
-  std::uint32_t count;  // ids in the interval, at least 1
-  std::uint32_t top_k;  // at least 1
-  float guidance;       // finite
-  float temperature;    // finite, at least 0; 0 is the plain argmax
-  std::uint64_t seed;
-  std::uint32_t position;
-};
-
-enum class SampleStatus { token, not_a_number, nothing_left };
-
-struct SampleResult {
-  SampleStatus status;
-  std::uint32_t id;  // of the token
-};
 
 // Keeps a scratch buffer per thread that only grows: throws std::bad_alloc when it cannot.
 SampleResult sample(const SampleRequest& request);
