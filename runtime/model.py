@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from mgpt_edge.runtime import memory, metadata
+from mgpt_edge.runtime import calibration, memory, metadata
 from mgpt_edge.runtime.answer import Answer, Picture
 from mgpt_edge.runtime.bundle import Bundle, default_bundle
 from mgpt_edge.runtime.chat import Chat
@@ -65,7 +65,7 @@ class Model:
         self.tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer.json")))
         self.intake = Intake(manifest, self.engine, self.tokenizer)
         self.presenter = Presenter(bundle, self.engine, self.tokenizer)
-        self.costs = Costs()
+        self.costs = calibration.stored(bundle.digest, self.engine.threads)
 
     def generate(
         self, prompt: str | Sequence[str], *, seed: int | None = None, **settings: Any

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mgpt_edge.cli import batch, bundles, doctor, drawing, finetune, generate, talk, transform
+from mgpt_edge.cli import batch, bench, bundles, doctor, drawing, finetune, generate, talk, transform
 from mgpt_edge.runtime.errors import CompatibilityWarning, InvalidRequest, MgptError
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ for verb in (
 ):
     app.command()(verb)
 app.add_typer(finetune.app, name="finetune")
+app.add_typer(bench.app, name="bench")
 
 # Newer releases of typer carry a click of their own: the base class is reached through what both export.
 UsageError: type[Exception] = typer.BadParameter.__base__

@@ -51,6 +51,8 @@ class Engine(Protocol):
 
     most_streams: int
     """Streams that can share a pass."""
+    threads: int
+    """Of every pass on the CPU."""
 
     def open(self, capacities: tuple[int, int], streams: int = 1) -> Rows:
         """Allocates the caches of streams that share passes, in tokens a conditional and an unconditional row.
