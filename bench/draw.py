@@ -20,6 +20,7 @@ from mgpt_edge.runtime import memory
 from mgpt_edge.runtime.answer import Picture
 
 PROMPT = "a red sphere on a gray floor"
+TOGETHER = 4
 
 
 class Timed:
@@ -59,7 +60,7 @@ def draw(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Measure loading and drawing, one picture at a time, after a warm-up."""
-    facts = {**_load(model), **_draw(model, pictures)}
+    facts = {**_load(model), **_draw(model, pictures), **_together(model, pictures)}
     if as_json:
         print(json.dumps(facts))
         return
@@ -114,6 +115,20 @@ def _draw(path: Path | None, pictures: int) -> dict[str, Any]:
         "peak_resident_mib": resident >> 20,
         "above_estimate_mib": (resident - estimated) >> 20,
     }
+
+
+def _together(path: Path | None, pictures: int) -> dict[str, Any]:
+    """Pictures a second with `count`, against one picture after another; both take turns."""
+    model = mgpt_edge.load(path)
+    ratios = []
+    for seed in range(max(2, pictures // TOGETHER) + 1):  # the first one warms up
+        started = time.perf_counter()
+        for number in range(TOGETHER):
+            model.generate(PROMPT, seed=seed + number)
+        between = time.perf_counter()
+        model.generate(PROMPT, seed=seed, count=TOGETHER)
+        ratios.append((between - started) / (time.perf_counter() - between))
+    return {f"count_{TOGETHER}_throughput_x": round(statistics.median(ratios[1:]), 2)}
 
 
 def _peak_bytes() -> int:

@@ -3,7 +3,8 @@
 python -m mgpt_edge.bench.step [--shape 375m] [--context 600] [--rounds 15] [--threads N] [--json]
 
 Random weights, two rows, one new token each. All sides take turns in one process, round by round; medians, and the
-median of each round's ratio to the native engine. The reference is what the family runs: transformers' inner Chameleon,
+median of each round's ratio to the native engine. Where an engine takes several streams, a pass of four pictures' rows
+is timed too. The reference is what the family runs: transformers' inner Chameleon,
 a batch-1 pass a row, a cache that grows, guidance and top-k in PyTorch.
 """
 
@@ -34,7 +35,10 @@ from mgpt_edge.runtime.sampling import Sampler
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mgpt_edge.runtime.engines.base import Engine
+
 GUIDANCE, TOP_K = 3.0, 2000
+STREAMS = 4
 
 
 def step(
@@ -68,17 +72,27 @@ def _engines(checkpoint: Checkpoint, folder: Path, context: int, threads: int) -
     sampler = Sampler(GUIDANCE, TOP_K, 1.0, 0)
     for name in ("native", "cpu"):
         bundle = export_bundle(checkpoint, folder / name, precision="int8", engine=name)
-        rows = load_engine(bundle, threads).open((context + 8, context + 8))
-        for start in range(0, context, 64):
-            rows.forward([Fed(row, tokens[start : start + 64]) for row in (0, 1)], "image")
+        engine = load_engine(bundle, threads)
+        yield f"{name}, int8", _step(engine, 1, tokens, sampler, low, high)
+        if engine.most_streams >= STREAMS:
+            yield f"{name}, int8, {STREAMS} streams", _step(engine, STREAMS, tokens, sampler, low, high)
 
-        def run(rows: Any = rows) -> None:
-            cond, uncond = rows.forward([Fed(0, [low]), Fed(1, [low])], "image")
+
+def _step(engine: Engine, streams: int, tokens: list[int], sampler: Sampler, low: int, high: int) -> Callable[[], None]:
+    """One guided code of each stream, behind `tokens`."""
+    context = len(tokens)
+    rows, every = engine.open((context + 8, context + 8), streams), range(2 * streams)
+    for start in range(0, context, 64):
+        rows.forward([Fed(row, tokens[start : start + 64]) for row in every], "image")
+
+    def run() -> None:
+        logits = rows.forward([Fed(row, [low]) for row in every], "image")
+        for cond, uncond in zip(logits[::2], logits[1::2], strict=True):
             sampler(cond[0], uncond[0], low, low, high, context)
-            for row in (0, 1):
-                rows.rollback(row, context)
+        for row in every:
+            rows.rollback(row, context)
 
-        yield f"{name}, int8", run
+    return run
 
 
 @torch.inference_mode()
