@@ -12,9 +12,12 @@ from runtime.sampling_reference import sample
 from tests.gpu.library import CURSOR, NOT_A_NUMBER, NOTHING_LEFT, PICTURE, PICTURES, REQUEST, RESULT, TOKEN
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.gpu.library import Buffer, Library
 
     Case = tuple[np.ndarray, np.ndarray | None, dict[str, Any]]
+    Repeat = Callable[[Callable[[], None], int], None]
 
 INF = np.inf
 SPECIAL = np.array([0.0, -0.0, INF, -INF, np.nan, 1.0, -1.0, 3e38, -3e38, 1e-45, -1e-45, 1.0000001], np.float32)
@@ -102,10 +105,10 @@ def check_sampler(library: Library, cases: list[Case]) -> None:
 class Bigrams:
     """Pictures of a model whose logits follow from one token: drawn by the kernels, and again by the specification.
 
-    Ids 0 to 9 are forced tokens, codes begin at 10. A table for each row holds the logits that follow a token.
+    Ids 0 to 11 are forced tokens, codes begin at 12. A table for each row holds the logits that follow a token.
     """
 
-    low = 10
+    low = 12
 
     def __init__(self, library: Library, rng: np.random.Generator, *, pictures: int, width: int, guided: bool) -> None:
         self.library, self.width, self.guided = library, width, guided
@@ -207,6 +210,32 @@ def check_pictures(library: Library, rng: np.random.Generator, *, pictures: int,
         for side in range(1 + guided):
             cache = caches[picture * (1 + guided) + side]
             assert cache == [*([] if side else prompts[picture]), *want][: len(cache)]
+
+
+def check_captured(
+    library: Library, rng: np.random.Generator, repeat: Callable[[Callable[[], None], int], None]
+) -> None:
+    """A picture without the host between its tokens: embeddings as logits are the engine's pass, a step follows.
+
+    Args:
+        library: of the kernels.
+        rng: for the picture.
+        repeat: does what it is given so many times: from a CUDA graph.
+    """
+    model = Bigrams(library, rng, pictures=1, width=2, guided=True)
+    model.begin()
+    size = 4 * (model.high - model.first_id)
+    tables = [library.put(table) for table in model.tables]
+
+    def one_pass() -> None:
+        for side, table in enumerate(tables):
+            row = side * model.width
+            tokens, logits = model.feed["tokens"].part(4 * row), model.logits.part(size * row)
+            library.run("embed", table, tokens, model.width, size, logits)
+        model.step()
+
+    repeat(one_pass, len(model.forced[0]))
+    assert model.tokens[0].read().tolist() == model.expected(0)
 
 
 def run_pass(model: Bigrams, caches: list[list[int]]) -> None:

@@ -83,6 +83,10 @@ class Buffer:
     def address(self) -> int:
         return self.bytes.ctypes.data if isinstance(self.bytes, np.ndarray) else self.bytes.data.ptr
 
+    def part(self, start: int) -> ctypes.c_void_p:
+        """A pointer to its byte `start`."""
+        return ctypes.c_void_p(self.address + start)
+
     def read(self) -> np.ndarray:
         raw = self.bytes if isinstance(self.bytes, np.ndarray) else self.bytes.get()
         return raw.view(self.dtype).reshape(self.shape).copy()
@@ -112,11 +116,11 @@ class Library:
     def put(self, array: np.ndarray) -> Buffer:
         return Buffer(self.copy, array)
 
-    def call(self, name: str, *arguments: Buffer | np.ndarray | int) -> int:
+    def call(self, name: str, *arguments: Argument) -> int:
         """The error number of one call; the stream goes last."""
         return getattr(self.library, f"mgpt_cuda_{name}")(*map(_argument, arguments), ctypes.c_void_p(self.stream))
 
-    def run(self, name: str, *arguments: Buffer | np.ndarray | int) -> None:
+    def run(self, name: str, *arguments: Argument) -> None:
         """One call, which must launch."""
         error = self.call(name, *arguments)
         if error:
@@ -133,9 +137,13 @@ class Library:
         return self.put(np.array(rows, BLOCK))
 
 
-def _argument(value: Buffer | np.ndarray | int) -> ctypes.c_void_p | ctypes.c_uint32:
+Argument = Buffer | np.ndarray | ctypes.c_void_p | int
+"""What lies in the kernels' memory, what lies in the host's, a pointer, a number."""
+
+
+def _argument(value: Argument) -> ctypes.c_void_p | ctypes.c_uint32:
     if isinstance(value, Buffer):
-        return ctypes.c_void_p(value.address)
+        return value.part(0)
     if isinstance(value, np.ndarray):
         return ctypes.c_void_p(value.ctypes.data)
-    return ctypes.c_uint32(value)
+    return value if isinstance(value, ctypes.c_void_p) else ctypes.c_uint32(value)

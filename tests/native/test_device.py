@@ -14,7 +14,7 @@ from tests.gpu import drawing, memory
 from tests.gpu.library import FORMATS, Library
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "csrc"
@@ -52,6 +52,15 @@ def test_whole_vocabularies(library: Library) -> None:
 def test_pictures_draw_themselves(library: Library, width: int, guided: bool) -> None:
     for seed in range(8):
         drawing.check_pictures(library, np.random.default_rng(seed), pictures=3, width=width, guided=guided)
+
+
+def test_a_picture_without_the_host(library: Library) -> None:
+    def repeat(one_pass: Callable[[], None], times: int) -> None:
+        for _ in range(times):
+            one_pass()
+
+    for seed in range(8):
+        drawing.check_captured(library, np.random.default_rng(seed), repeat)
 
 
 @pytest.mark.parametrize("name", FORMATS)
