@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 
 from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
-from tests.families import LIKE_7B, LIKE_34B, write_checkpoint, write_talker
+from tests.families import LIKE_7B, LIKE_34B, write_checkpoint, write_second, write_talker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,8 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folder of a tiny checkpoint of each kind."""
     made = {kind: write_checkpoint(tmp_path_factory.mktemp(kind), overrides) for kind, overrides in KINDS.items()}
-    return made | {"talker": write_talker(tmp_path_factory.mktemp("talker"))}
+    made["talker"] = write_talker(tmp_path_factory.mktemp("talker"))
+    return made | {"2.0": write_second(tmp_path_factory.mktemp("2.0"))}
 
 
 @pytest.fixture(scope="session")

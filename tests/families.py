@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from mgpt_edge.bench.random_checkpoint import SHAPES
 from mgpt_edge.bench.random_checkpoint import write_checkpoint as write
-from mgpt_edge.bench.random_tokenizer import family_tokenizer
+from mgpt_edge.bench.random_tokenizer import QWEN_SPLIT, family_tokenizer, second_names
 from mgpt_edge.export.tokenizer import read_vocabulary
+from mgpt_edge.runtime.prompt import SEPARATOR, TEMPLATES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +56,30 @@ def write_checkpoint(
     tiny = SHAPES["tiny"]
     shape = replace(tiny, decoder=replace(tiny.decoder, **(config_overrides or {})))
     write(folder, shape, seed=seed, dtype=dtype, vq=vq, shard_bytes=shard_bytes)
+    return folder
+
+
+def trained_tokenizer(codes: int, *, separator: bool = False) -> str:
+    """A tokenizer.json made as Lumina-mGPT 2.0's was: Qwen's kind of BPE, trained, then the family's names added."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    split = pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([f"{text}a dog. A cat.{SEPARATOR}" for text in TEMPLATES.values()], trainer)
+    tokenizer.add_special_tokens([*second_names(codes, grids=17), *((SEPARATOR,) if separator else ())])
+    return tokenizer.to_str()
+
+
+def write_second(folder: Path, *, separator: bool = False) -> Path:
+    """A tiny random checkpoint of Lumina-mGPT 2.0's kind, with a trained tokenizer."""
+    shape = SHAPES["2.0-tiny"]
+    write(folder, shape, seed=2, dtype=torch.float32)
+    tokenizer = trained_tokenizer(shape.vq.codes, separator=separator)
+    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
     return folder
 
 

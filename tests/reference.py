@@ -11,6 +11,8 @@ from mgpt_edge.runtime.rotary import rotary_tables
 from mgpt_edge.runtime.sampling_reference import sample
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
 
     from mgpt_edge.export.checkpoint import Checkpoint
@@ -86,6 +88,8 @@ def answer(
     size: tuple[int, int] | None = None,
     picture: bool = False,
     limit: int = 10_000,
+    stride: int = 16,
+    given: Sequence[int] = (),
 ) -> list[int]:
     """Tokens of an answer of any kind, by counting over the whole sequence at each step; no cache at all.
 
@@ -97,8 +101,10 @@ def answer(
         size: (width, height) of every picture, where the caller asked for one.
         picture: whether the answer is a picture and nothing else.
         limit: most tokens.
+        stride: pixels that a code covers on each side.
+        given: tokens that the answer begins with.
     """
-    v, made = vocabulary, []
+    v, made, scale = vocabulary, list(given), 32 // stride
 
     def logits(tokens: list[int]) -> np.ndarray:
         return decoder.logits(torch.tensor([tokens]))[0, -1].numpy()
@@ -134,7 +140,7 @@ def answer(
             grids = v.first_grid + 1, v.first_grid + v.grids
             made.append(wanted or draw_from(*grids, request.top_k))
             continue
-        rows, columns = 2 * (height - v.first_grid), 2 * (width - v.first_grid)
+        rows, columns = scale * (height - v.first_grid), scale * (width - v.first_grid)
         if len(codes) == rows * (columns + 1):
             made.append(v.end_image)
         elif (len(codes) + 1) % (columns + 1) == 0:

@@ -23,6 +23,19 @@ LUMINA = Vocabulary(
     first_code=4,
     codes=8192,
 )
+# Lumina-mGPT 2.0's published ids; how many grid tokens there are is not.
+LUMINA_2 = Vocabulary(
+    size=171385,
+    bos=151643,
+    begin_image=151665,
+    end_image=151666,
+    end_row=151670,
+    separator=None,
+    first_grid=151671,
+    grids=3329,
+    first_code=155000,
+    codes=16384,
+)
 SIDES = st.integers(1, 20).map(lambda units: units * 32)
 
 
@@ -51,9 +64,16 @@ def test_golden_512():
     assert tokens[3] == 4
 
 
-def test_stride_8_quadruples_the_codes():
-    assert len(ImageLayout(768, 768, LUMINA, stride=8)) == 9316
-    assert len(ImageLayout(768, 1024, LUMINA, stride=8)) == 12420
+@pytest.mark.parametrize(
+    ("width", "height", "count"), [(512, 512, 4164), (768, 768, 9316), (1024, 1024, 16516), (768, 1024, 12420)]
+)
+def test_published_lengths_of_the_second_generation(width, height, count):
+    layout = ImageLayout(width, height, LUMINA_2, stride=8)
+    assert len(layout) == count
+    assert layout.grid == (151665, 151671 + height // 32, 151671 + width // 32)
+    tokens = layout.encode(np.full((height // 8, width // 8), 16383))
+    assert tokens[3 + width // 8 :: width // 8 + 1][: height // 8] == [151670] * (height // 8)
+    assert (tokens[3], tokens[-1]) == (171383, 151666)
 
 
 @given(SIDES, SIDES, st.integers(0, 2**32 - 1))
@@ -130,3 +150,9 @@ def test_nearest_bucket_keeps_most_of_the_picture(width, height):
 def test_vocabulary_is_checked(change):
     with pytest.raises(BundleError, match="vocabulary"):
         Vocabulary(**{**LUMINA.to_json(), **change})
+
+
+def test_only_the_separator_may_be_words():
+    assert Vocabulary(**{**LUMINA.to_json(), "separator": None}).turn_end == ()
+    with pytest.raises(BundleError, match="bos must be an id"):
+        Vocabulary(**{**LUMINA.to_json(), "bos": None})
