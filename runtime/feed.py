@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mgpt_edge.runtime.engines.base import Fed
+from mgpt_edge.runtime.grouped import GroupedSampler
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,7 +105,16 @@ class Ahead(Feed):
         window: how many codes to guess.
     """
 
-    def __init__(self, rows: Rows, row: int, *, guided: bool, sampler: Sampler, offset: int, window: Window) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        row: int,
+        *,
+        guided: bool,
+        sampler: Sampler | GroupedSampler,
+        offset: int,
+        window: Window,
+    ) -> None:
         super().__init__(rows, row, guided=guided)
         self.sampler, self.offset, self.window = sampler, offset, window
         self.fed: list[int] = []  # the last token known when the pass began, then the guesses
@@ -124,6 +134,7 @@ class Ahead(Feed):
             del self.uncond[:1]
         if not self.cond:
             self.logits = self._logits(self.right)
+            self._expect()
             return None
         self.started = time.perf_counter()
         guesses = self._guess(grammar)
@@ -140,6 +151,7 @@ class Ahead(Feed):
             self.ahead = logits
             self.guessed += len(self.fed) - 1
             self.window.cost(len(self.fed) - 1, time.perf_counter() - self.started)
+        self._expect()
 
     def settle(self) -> None:
         wrong = len(self.fed) - 1 - self.right
@@ -149,12 +161,19 @@ class Ahead(Feed):
         if self.fed:
             self.window.learn(len(self.fed) - 1, self.right)
         self.fed, self.right = [], 0
+        self._expect()
+
+    def _expect(self) -> None:
+        """Tells a sampler that may keep it which code was guessed next."""
+        if isinstance(self.sampler, GroupedSampler):
+            self.sampler.guess = self.fed[self.right + 1] if self.right + 1 < len(self.fed) else None
 
     def _guess(self, grammar: Grammar) -> list[int]:
         """The codes to come, and what is forced between them: forced tokens are free guesses."""
         layout, start, left = grammar.layout, grammar.start, grammar.tokens[-1]
         if layout is None or start is None:
             return []
+        sampler = self.sampler.exact if isinstance(self.sampler, GroupedSampler) else self.sampler
         first_id = layout.vocabulary.first_code
         guesses: list[int] = []
         begin = len(grammar.tokens) - start
@@ -165,7 +184,7 @@ class Ahead(Feed):
             if high - low == 1:
                 token = low
             elif 0 < known < len(self.fed):
-                left = token = self.sampler(*self._logits(known), first_id, low, high, self.offset + start + index)
+                left = token = sampler(*self._logits(known), first_id, low, high, self.offset + start + index)
             else:
                 token = left
             guesses.append(token)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mgpt_edge.runtime.errors import IncompleteAnswer
 from mgpt_edge.runtime.grammar import Grammar
+from mgpt_edge.runtime.grouped import GroupedSampler
 from mgpt_edge.runtime.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class End:
 Step = FinishedRow | Word | End
 
 
-def answer(prompt: Prompt, feed: Feed, samplers: dict[Mode, Sampler], picture: int) -> Loop:
+def answer(prompt: Prompt, feed: Feed, samplers: dict[Mode, Sampler | GroupedSampler], picture: int) -> Loop:
     """One answer to a prompt; pauses where it needs a pass, and is sent its logits.
 
     Forced tokens are never sampled: they are fed together with the token before them.
@@ -115,13 +116,14 @@ def answer(prompt: Prompt, feed: Feed, samplers: dict[Mode, Sampler], picture: i
     yield End(tuple(grammar.tokens), tuple(feed.cond), len(prompt.job.prompt), feed.passes + 1, grammar.done)
 
 
-def samplers_of(request: Request, number: int) -> dict[Mode, Sampler]:
+def samplers_of(request: Request, number: int) -> dict[Mode, Sampler | GroupedSampler]:
     """Of answer `number`, for each kind of token."""
     temperature, seed = request.temperature, request.seed + number
+    code = Sampler(request.guidance, request.top_k, temperature, seed)
     return {
         "text": Sampler(1.0, request.text_top_k, temperature, seed),
         "grid": Sampler(1.0, request.top_k, temperature, seed),
-        "code": Sampler(request.guidance, request.top_k, temperature, seed),
+        "code": code if request.approximate == 1 else GroupedSampler(code, request.approximate),
     }
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 KEY = "mgpt"
 """Text chunk of the PNG, and key of `image.info`: a JSON object."""
-DRAWN_FROM = ("prompt", "task", "size", "guidance", "top_k", "temperature")
+DRAWN_FROM = ("prompt", "task", "size", "guidance", "top_k", "temperature", "speculate", "approximate")
 """The settings that, with a seed, say what a picture is that was drawn from words alone."""
 
 

@@ -32,6 +32,8 @@ class Request:
         max_tokens: of an answer of text and pictures; None is what a picture and a page of text take.
         speculate: codes to guess ahead (`feed.Ahead`): a number from 1, "off", or "auto": as many as pay, where
             that leaves every picture as it is.
+        approximate: keeps guesses that are among so many best codes (`grouped.GroupedSampler`): fewer passes, other
+            pictures. 1 is exact; more needs `speculate` to be a number, since the picture depends on it.
 
     Raises:
         InvalidRequest: a value of the wrong type, out of range or not finite.
@@ -48,6 +50,7 @@ class Request:
     count: int = 1
     max_tokens: int | None = None
     speculate: int | str = "auto"
+    approximate: int = 1
 
     def __post_init__(self) -> None:
         check_task(self.task)
@@ -65,6 +68,13 @@ class Request:
         _number("temperature", self.temperature)
         if self.speculate not in {"auto", "off"}:
             _whole("speculate, if neither 'auto' nor 'off',", self.speculate, 1, LARGEST_WINDOW)
+        _whole("approximate", self.approximate, 1, (1 << 31) - 1)
+        if self.approximate > 1 and isinstance(self.speculate, str):
+            msg = (
+                f"approximate={self.approximate} draws pictures that depend on how many codes are guessed: "
+                f"give that as a number, such as speculate=16, got {self.speculate!r}"
+            )
+            raise InvalidRequest(msg)
         if self.max_tokens is not None:
             _whole("max_tokens", self.max_tokens, 1, (1 << 31) - 1)
             if self.task not in CONVERSATIONS:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from mgpt_edge.runtime.engines.base import Rows
     from mgpt_edge.runtime.feed import Logits
+    from mgpt_edge.runtime.grouped import GroupedSampler
     from mgpt_edge.runtime.job import Job
     from mgpt_edge.runtime.loop import Step
     from mgpt_edge.runtime.sampling import Sampler
@@ -88,7 +89,7 @@ class Stream:
         self.rows.copy_prefix(other.uncond, self.uncond, self.prompt.lengths[1])
         return self.prompt
 
-    def feed(self, sampler: Sampler, window: Window | None) -> Feed:
+    def feed(self, sampler: Sampler | GroupedSampler, window: Window | None) -> Feed:
         """What takes an answer's tokens into the rows; they go back to the end of the prompt."""
         assert self.prompt is not None
         self._go_back(self.prompt.lengths)

@@ -40,6 +40,10 @@ def generate(
     speculate: Annotated[
         str | None, typer.Option(help="Codes to guess ahead: auto, off or a number; the picture stays the same.")
     ] = None,
+    approximate: Annotated[
+        int | None,
+        typer.Option(help="Keep guesses among so many best codes: faster, another picture; needs --speculate N."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Draw pictures from a prompt.
@@ -58,6 +62,7 @@ def generate(
         "temperature": temperature,
         "count": count,
         "speculate": int(speculate) if speculate is not None and speculate.isdecimal() else speculate,
+        "approximate": approximate,
     }
     settings = {name: value for name, value in given.items() if value is not None}
     loaded = load(model)

@@ -11,11 +11,13 @@ from mgpt_edge.runtime.decode import decode
 from mgpt_edge.runtime.engines import load_engine
 from mgpt_edge.runtime.errors import InvalidRequest
 from mgpt_edge.runtime.grammar import Form
+from mgpt_edge.runtime.grouped import GroupedSampler
 from mgpt_edge.runtime.job import Job
 from mgpt_edge.runtime.layout import ImageLayout
 from mgpt_edge.runtime.loop import End, FinishedRow
 from mgpt_edge.runtime.model import Model
 from mgpt_edge.runtime.request import Request
+from mgpt_edge.runtime.sampling import Sampler
 from mgpt_edge.runtime.window import WIDTHS, Costs, Window
 
 PROMPT = [1, 90, 91, 92, 93]
@@ -159,3 +161,53 @@ def test_a_picture_says_what_it_cost(bundle_of):
 def test_a_window_that_is_none_is_refused(window):
     with pytest.raises(InvalidRequest, match="speculate"):
         request(speculate=window)
+
+
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 1000),
+    group=st.integers(1, 9),
+    guess=st.integers(25, 75),
+    guidance=st.sampled_from([None, 1.5]),
+    temperature=st.sampled_from([0.0, 0.7]),
+)
+def test_a_guess_is_kept_where_few_are_better(seed, group, guess, guidance, temperature):
+    rng = np.random.default_rng(seed)
+    cond, uncond = rng.normal(size=(2, 50)).astype(np.float32)
+    exact = Sampler(guidance or 1.0, 12, temperature, seed)
+    rows = (cond, None) if guidance is None else (cond, uncond)
+    drawn = GroupedSampler(exact, group, guess)(*rows, 20, 30, 70, 4)
+    # The same ids in order of preference: each in turn is what the exact sampler draws once those before it are out.
+    best, left = [], [row if row is None else row.copy() for row in rows]
+    kept = reference_top_k(rows, guidance, 12)
+    for _ in range(group):
+        allowed = [token for token in kept if token not in best]
+        if not allowed:
+            break
+        for row in left:
+            if row is not None:
+                row[[i for i in range(50) if i + 20 not in allowed]] = -np.inf
+        best.append(Sampler(guidance or 1.0, 50, temperature, seed)(*left, 20, 30, 70, 4))
+    assert drawn == (guess if guess in best else best[0])
+
+
+def reference_top_k(rows, guidance, count):
+    cond, uncond = rows
+    guided = cond if guidance is None else uncond + np.float32(guidance) * (cond - uncond)
+    ids = range(30, 70)
+    return sorted(ids, key=lambda token: -guided[token - 20])[:count]
+
+
+def test_approximate_pictures_take_fewer_passes_and_are_drawn_again_alike(native):
+    asked = request(speculate=8, approximate=4)
+    exact, (plain,) = drawn(native, request(speculate=8), window=Window(8, Costs()))
+    first, (passes,) = drawn(native, asked, window=Window(8, Costs()))
+    again, _ = drawn(native, asked, window=Window(8, Costs()))
+    assert first == again != exact
+    assert passes < plain
+
+
+@pytest.mark.parametrize("speculate", ["auto", "off"])
+def test_approximate_pictures_need_a_fixed_window(speculate):
+    with pytest.raises(InvalidRequest, match="speculate=16"):
+        request(speculate=speculate, approximate=2)
