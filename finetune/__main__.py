@@ -12,6 +12,7 @@ from mgpt_edge.finetune import scores
 from mgpt_edge.finetune.draw import Sampling
 from mgpt_edge.finetune.mini import SAMPLING, Mini
 from mgpt_edge.finetune.plan import default_plan
+from mgpt_edge.finetune.world import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -64,22 +65,30 @@ def write(work: Work = WORK, output: Output = OUTPUT) -> None:
 @app.command()
 def judge(work: Work = WORK, threads: Threads = 2) -> None:
     """Trains the judge if it is not there, and says how well it reads."""
-    _table(scores.judge(_pipeline(work, threads)))
+    pipeline = _pipeline(work, threads)
+    albums = [pipeline.pictures(size, "validation") for size in pipeline.plan.albums]
+    for pictures in albums:
+        pictures.render(threads)
+    _table(scores.judge(pipeline.judge, albums))
 
 
 @app.command()
 def sweep(work: Work = WORK, threads: Threads = 2, count: Count = 200) -> None:
     """Prints how many pictures show what was asked, for several guidances."""
-    _table(scores.sweep(_pipeline(work, threads), count, SAMPLING))
+    pipeline = _pipeline(work, threads)
+    side = pipeline.trained_decoder()[0].side
+    _table(scores.sweep(pipeline.painter(), pipeline.judge, (side, side), count, SAMPLING))
 
 
 @app.command()
 def score(work: Work = WORK, threads: Threads = 2, count: Count = 200, guidance: Guidance = SAMPLING.guidance) -> None:
     """Prints every figure of the newest weights: drawing at each size, then the other tasks."""
     pipeline, sampling = _pipeline(work, threads), Sampling(guidance, SAMPLING.top_k, SAMPLING.temperature)
-    _table(scores.drawing(pipeline, count, sampling))
-    side = pipeline.trained_decoder()[0].side
-    _table(scores.seeing(pipeline, count, sampling, side))
+    stage, painter = pipeline.trained_decoder()[0], pipeline.painter()
+    _table(scores.drawing(painter, pipeline.judge, stage.sizes, count, sampling))
+    if any(task == "answer" for task, _ in stage.tasks):
+        album = pipeline.album((stage.side, stage.side), "validation", {*KINDS, "edited"})
+        _table(scores.seeing(painter, pipeline.judge, album, count, sampling))
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -16,11 +16,25 @@ from mgpt_edge.finetune.world.dialogue import edit_of, questions
 from mgpt_edge.runtime.prompt import TEMPLATES
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from mgpt_edge.finetune.album import Album
     from mgpt_edge.finetune.draw import Sampling
     from mgpt_edge.finetune.judge import Judge
-    from mgpt_edge.finetune.painter import Painter
     from mgpt_edge.finetune.world import Frame, Scene
+
+
+class Artist(Protocol):
+    """A model at work on many requests: the one in training (`painter.Painter`), or a bundle (`bench.quality`)."""
+
+    def paint(self, prompts: list[str], width: int, height: int, sampling: Sampling, seed: int) -> NDArray[np.uint8]:
+        """Pictures [n, height, width, 3], one a prompt."""
+
+    def respond(self, asked: list[Turn], width: int, height: int, sampling: Sampling, seed: int) -> NDArray[np.uint8]:
+        """The pictures [n, height, width, 3] that answer questions."""
+
+    def answer(self, asked: list[Turn]) -> list[str]:
+        """The likeliest answers in text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +72,12 @@ def asked(split: str, solids: int, count: int) -> list[Scene]:
 
 
 def text_to_image(
-    painter: Painter, judge: Judge, scenes: list[Scene], size: tuple[int, int], sampling: Sampling, seed: int = 0
+    artist: Artist, judge: Judge, scenes: list[Scene], size: tuple[int, int], sampling: Sampling, seed: int = 0
 ) -> Share:
     """Draws one caption of each scene; a place counts only where the caption names it."""
     rng = np.random.default_rng(seed)
     prompts = [captions(scene, rng)[0] for scene in scenes]
-    readings = judge.read(painter.paint(prompts, *size, sampling, seed))
+    readings = judge.read(artist.paint(prompts, *size, sampling, seed))
     phrases = [phrase for group in PHRASES.values() for phrase in group]
     right = sum(
         reading.shows(scene, where=any(phrase in prompt for phrase in phrases))
@@ -72,25 +86,25 @@ def text_to_image(
     return Share(right, len(scenes))
 
 
-def depth(painter: Painter, album: Album, count: int) -> float:
+def depth(artist: Artist, album: Album, count: int) -> float:
     """Mean absolute relative error of the depth, over all pixels."""
-    drawn = _read_off(painter, album, "depth", count)
+    drawn = _read_off(artist, album, "depth", count)
     truth = np.stack([_frame(album, index).depth for index in range(count)])
     found = np.stack([dense.depth_of_picture(picture) for picture in drawn])
     return float(np.mean(np.abs(found - truth) / truth))
 
 
-def normals(painter: Painter, album: Album, count: int) -> float:
+def normals(artist: Artist, album: Album, count: int) -> float:
     """Mean angle between normals in degrees, over all pixels."""
-    drawn = _read_off(painter, album, "normals", count)
+    drawn = _read_off(artist, album, "normals", count)
     truth = np.stack([_frame(album, index).normals for index in range(count)])
     found = np.stack([dense.normals_of_picture(picture) for picture in drawn])
     return float(np.degrees(np.arccos(np.clip((truth * found).sum(-1), -1, 1))).mean())
 
 
-def segmentation(painter: Painter, album: Album, count: int) -> float:
+def segmentation(artist: Artist, album: Album, count: int) -> float:
     """Mean over the classes of intersection over union, counted over all pictures."""
-    drawn = _read_off(painter, album, "segmentation", count)
+    drawn = _read_off(artist, album, "segmentation", count)
     truth = np.stack([dense.classes(album.scene(index), _frame(album, index)) for index in range(count)])
     found = np.stack([dense.classes_of_picture(picture) for picture in drawn])
     shares = []
@@ -100,7 +114,7 @@ def segmentation(painter: Painter, album: Album, count: int) -> float:
     return float(np.mean(shares))
 
 
-def guided_by(painter: Painter, judge: Judge, album: Album, kind: str, count: int, sampling: Sampling) -> Share:
+def guided_by(artist: Artist, judge: Judge, album: Album, kind: str, count: int, sampling: Sampling) -> Share:
     """Pictures drawn after edges, depth or segmentation and a caption: how many show the scene, every place right."""
     rng = np.random.default_rng(0)
     text = TEMPLATES[f"from-{kind}"]
@@ -108,11 +122,11 @@ def guided_by(painter: Painter, judge: Judge, album: Album, kind: str, count: in
         Turn(text.format(prompt=captions(album.scene(index), rng)[0]), (album.tokens(kind, index),))
         for index in range(count)
     ]
-    readings = judge.read(painter.respond(turns, album.layout.width, album.layout.height, sampling, 0))
+    readings = judge.read(artist.respond(turns, album.layout.width, album.layout.height, sampling, 0))
     return Share(sum(reading.shows(album.scene(i)) for i, reading in enumerate(readings)), count)
 
 
-def edit(painter: Painter, judge: Judge, album: Album, count: int, sampling: Sampling) -> Share:
+def edit(artist: Artist, judge: Judge, album: Album, count: int, sampling: Sampling) -> Share:
     """Edited pictures: how many show the scene after the edit."""
     edits = [edit_of(album.scene(index), index) for index in range(count)]
     text = TEMPLATES["edit"]
@@ -120,22 +134,22 @@ def edit(painter: Painter, judge: Judge, album: Album, count: int, sampling: Sam
         Turn(text.format(instruction=edit.instruction), (album.tokens("picture", index),))
         for index, edit in enumerate(edits)
     ]
-    readings = judge.read(painter.respond(turns, album.layout.width, album.layout.height, sampling, 0))
+    readings = judge.read(artist.respond(turns, album.layout.width, album.layout.height, sampling, 0))
     return Share(sum(reading.shows(edit.after) for reading, edit in zip(readings, edits, strict=True)), count)
 
 
-def answers(painter: Painter, album: Album, count: int) -> Share:
+def answers(artist: Artist, album: Album, count: int) -> Share:
     """Questions about pictures: how many are answered in exactly the right words."""
     rng = np.random.default_rng(0)
     pairs = [questions(album.scene(index), rng)[0] for index in range(count)]
     turns = [Turn(pair.text, (album.tokens("picture", index),)) for index, pair in enumerate(pairs)]
-    said = painter.answer(turns)
+    said = artist.answer(turns)
     return Share(sum(words == pair.answer for words, pair in zip(said, pairs, strict=True)), count)
 
 
-def _read_off(painter: Painter, album: Album, kind: str, count: int) -> np.ndarray:
+def _read_off(artist: Artist, album: Album, kind: str, count: int) -> np.ndarray:
     turns = [Turn(TEMPLATES[kind], (album.tokens("picture", index),)) for index in range(count)]
-    return painter.respond(turns, album.layout.width, album.layout.height, FAITHFUL, 0)
+    return artist.respond(turns, album.layout.width, album.layout.height, FAITHFUL, 0)
 
 
 def _frame(album: Album, index: int) -> Frame:

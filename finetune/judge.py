@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mgpt_edge.finetune.files import replace_atomically
 from mgpt_edge.finetune.vq import cosine
 from mgpt_edge.finetune.world.camera import project
 from mgpt_edge.finetune.world.scene import COLORS, FLOORS, SHAPES, SIZES, Scene, Solid, relation
@@ -17,6 +19,7 @@ from mgpt_edge.finetune.world.solids import bounding_sphere
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -66,6 +69,18 @@ class Judge(nn.Module):
         features = self.trunk(pixels.permute(0, 3, 1, 2) / 127.5 - 1)
         maps = self.heads(features).split(list(HEADS.values()), dim=1)
         return dict(zip(HEADS, maps, strict=True)), self.floor(features.mean((2, 3)))
+
+    def save(self, path: Path) -> None:
+        """Writes the weights, whole or not at all."""
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        replace_atomically(path, lambda draft: save_file(weights, draft))
+
+    @classmethod
+    def load(cls, path: Path) -> Judge:
+        """Reads what `save` wrote."""
+        judge = cls()
+        judge.load_state_dict(load_file(path))
+        return judge.eval()
 
     @torch.inference_mode()
     def read(self, pixels: NDArray[np.uint8], batch: int = 100) -> list[Reading]:

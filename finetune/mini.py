@@ -18,7 +18,6 @@ from mgpt_edge.finetune import checkpoint
 from mgpt_edge.finetune.album import Album, encode_pictures, load_codes
 from mgpt_edge.finetune.corpus import Corpus, Group, Part, world_text
 from mgpt_edge.finetune.draw import Sampling
-from mgpt_edge.finetune.files import replace_atomically
 from mgpt_edge.finetune.judge import Judge, train_judge
 from mgpt_edge.finetune.painter import Painter
 from mgpt_edge.finetune.pictures import Pictures, render_together
@@ -188,7 +187,7 @@ class Mini:
         return Painter(self.trained_decoder()[1], self.vq, for_text(self.tokenizer), self.vocabulary)
 
     def write(self, folder: Path, sampling: Sampling = SAMPLING) -> None:
-        """Writes the checkpoint of the newest stage."""
+        """Writes the checkpoint of the newest stage, and beside it the judge that its figures come from."""
         stage, model = self.trained_decoder()
         checkpoint.write_decoder(folder, model.config, model.state_dict(), positions=1024)
         checkpoint.write_vq(folder, self.plan.vq.config, self.vq.state_dict())
@@ -196,6 +195,7 @@ class Mini:
         tasks = settings({task for task, _ in stage.tasks}, sampling)
         defaults = checkpoint.Defaults("mini", stage.side, sampling, stage.sizes, tasks)
         checkpoint.write_json(folder / "mgpt.json", defaults.to_json())
+        self.judge.save(folder / "judge.safetensors")
 
     @cached_property
     def judge(self) -> Judge:
@@ -210,18 +210,17 @@ class Mini:
         return reader.trunk[:EYE_LAYERS].requires_grad_(requires_grad=False)
 
     def _reader(self, name: str, sizes: list[Size], steps: int, seed: int) -> Judge:
-        path = self.work / f"{name}.pt"
-        torch.manual_seed(seed)
-        judge = Judge()
+        path = self.work / f"{name}.safetensors"
         if not path.exists():
+            torch.manual_seed(seed)
+            judge = Judge()
             albums = [self.pictures(size, "train") for size in sizes]
             for pictures in albums:
                 pictures.render(self.processes)
             for _ in train_judge(judge, albums, steps, seed=seed):
                 pass
-            replace_atomically(path, lambda draft: torch.save(judge.state_dict(), draft))
-        judge.load_state_dict(torch.load(path, weights_only=True))
-        return judge.eval()
+            judge.save(path)
+        return Judge.load(path)
 
     def _trained(self, name: str) -> Path:
         path = self.work / f"{name}.pt"

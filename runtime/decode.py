@@ -35,15 +35,15 @@ def decode(rows: Rows, jobs: Sequence[Job], window: Window | None = None) -> Ite
     Raises:
         IncompleteAnswer: one broke off within a picture (`loop.answer`).
     """
-    waiting = deque(enumerate((job, number) for job in jobs for number in range(job.request.count)))
+    waiting = deque(enumerate((job, attempt) for job in jobs for attempt in range(job.request.count)))
     streams = [Stream(rows, index) for index in range(rows.streams)]
     while True:
         for stream in streams:
             while stream.loop is None and waiting:
-                picture, (job, number) = waiting.popleft()
-                samplers = samplers_of(job.request, number)
+                number, (job, attempt) = waiting.popleft()
+                samplers = samplers_of(job.request, attempt)
                 prompt = _hold(stream, job, streams)
-                stream.loop = answer(prompt, stream.feed(samplers["code"], window), samplers, picture)
+                stream.loop = answer(prompt, stream.feed(samplers["code"], window), samplers, number)
                 yield from stream.proceed()
         wanting = [(stream, stream.wants) for stream in streams if stream.wants is not None]
         if not wanting:

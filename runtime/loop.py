@@ -53,6 +53,7 @@ class End:
     """The answer is over.
 
     Args:
+        answer: which one, counted through all prompts.
         tokens: all of it.
         unfed: its last tokens, whose K/V nobody has needed yet: a next turn feeds them first.
         prefilled: tokens of the prompt that were computed for it.
@@ -60,6 +61,7 @@ class End:
         complete: whether the model ended it; otherwise it was cut at its limit.
     """
 
+    answer: int
     tokens: tuple[int, ...]
     unfed: tuple[int, ...]
     prefilled: int
@@ -70,7 +72,7 @@ class End:
 Step = FinishedRow | Word | End
 
 
-def answer(prompt: Prompt, feed: Feed, samplers: dict[Mode, Sampler | GroupedSampler], picture: int) -> Loop:
+def answer(prompt: Prompt, feed: Feed, samplers: dict[Mode, Sampler | GroupedSampler], number: int) -> Loop:
     """One answer to a prompt; pauses where it needs a pass, and is sent its logits.
 
     Forced tokens are never sampled: they are fed together with the token before them.
@@ -79,7 +81,7 @@ def answer(prompt: Prompt, feed: Feed, samplers: dict[Mode, Sampler | GroupedSam
         prompt: in the rows that are fed.
         feed: takes the answer's tokens into them.
         samplers: for each kind of token.
-        picture: number of the answer's first picture.
+        number: of the answer, and of its first picture.
 
     Raises:
         IncompleteAnswer: the limit was reached within a picture, or one was announced that is longer.
@@ -104,7 +106,7 @@ def answer(prompt: Prompt, feed: Feed, samplers: dict[Mode, Sampler | GroupedSam
             now, drawn = time.perf_counter(), grammar.open_picture()
             row = (len(drawn) - 3) // (grammar.layout.columns + 1) - 1
             passes, guessed, accepted = (after - then for after, then in zip(feed.costs, before, strict=True))
-            yield FinishedRow(picture + grammar.pictures, row, drawn, passes, guessed, accepted, now - started)
+            yield FinishedRow(number + grammar.pictures, row, drawn, passes, guessed, accepted, now - started)
             before, started = feed.costs, now
         elif mode == "grid" and grammar.layout is not None and len(grammar.layout) > form.limit:
             raise IncompleteAnswer(_too_large(grammar.layout.width, grammar.layout.height, len(grammar.layout), form))
@@ -113,7 +115,7 @@ def answer(prompt: Prompt, feed: Feed, samplers: dict[Mode, Sampler | GroupedSam
     if grammar.start is not None:
         raise IncompleteAnswer(_cut_off(grammar, form), grammar.open_picture())
     feed.settle()
-    yield End(tuple(grammar.tokens), tuple(feed.cond), len(prompt.job.prompt), feed.passes + 1, grammar.done)
+    yield End(number, tuple(grammar.tokens), tuple(feed.cond), len(prompt.job.prompt), feed.passes + 1, grammar.done)
 
 
 def samplers_of(request: Request, number: int) -> dict[Mode, Sampler | GroupedSampler]:

@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 
+from mgpt_edge import load
+from mgpt_edge.bench.quality import BundleArtist
+from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.vqgan import VQConfig
 from mgpt_edge.finetune import scores
 from mgpt_edge.finetune.album import encode_pictures
 from mgpt_edge.finetune.draw import FAITHFUL, Sampling
+from mgpt_edge.finetune.judge import Judge
 from mgpt_edge.finetune.mini import SAMPLING, Mini
 from mgpt_edge.finetune.plan import GroupPlan, Plan, StagePlan, VQPictures, default_plan
 from mgpt_edge.finetune.sft import Recipe
@@ -90,11 +95,26 @@ def test_the_checkpoint_is_the_familys(trained: Mini, tmp_path: Path) -> None:
 
 def test_every_figure_is_measured(trained: Mini) -> None:
     sampling = Sampling(guidance=2.0, top_k=10)
-    assert len(list(scores.judge(trained))) == 1
-    assert len(list(scores.drawing(trained, 2, sampling))) == 3
-    names = [name for name, _ in scores.seeing(trained, 2, sampling, 32)]
+    judge, painter = trained.judge, trained.painter()
+    assert len(list(scores.judge(judge, [trained.pictures(SIZE, "validation")]))) == 1
+    assert len(list(scores.drawing(painter, judge, trained.trained_decoder()[0].sizes, 2, sampling))) == 3
+    album = trained.album(SIZE, "validation", {*KINDS, "edited"})
+    names = [name for name, _ in scores.seeing(painter, judge, album, 2, sampling)]
     assert names[-1] == "questions"
     assert len(names) == 8
+
+
+def test_the_bundle_is_measured_alike(trained: Mini, tmp_path: Path) -> None:
+    trained.write(tmp_path / "checkpoint")
+    bundle = export_bundle(Checkpoint.open(tmp_path / "checkpoint"), tmp_path / "bundle", precision="int8")
+    artist = BundleArtist(load(bundle.folder))
+    judge = Judge.load(tmp_path / "checkpoint" / "judge.safetensors")
+    album = artist.album(SIZE, 2, tmp_path / "pictures")
+    lines = dict(scores.seeing(artist, judge, album, 2, Sampling(guidance=2.0, top_k=10)))
+    assert len(lines) == 8
+    # The codes that the bundle's encoder gives are those that the training saw.
+    codes = trained.album(SIZE, "validation", set()).codes["picture"][0, :2]
+    assert np.mean(album.codes["picture"][0] == codes) > 0.9
 
 
 def test_a_plan_without_pictures_is_refused() -> None:

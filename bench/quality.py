@@ -1,0 +1,132 @@
+"""How well a bundle of the small model does what it is asked: the figures of its card, through the runtime.
+
+python -m mgpt_edge.bench.quality [--model BUNDLE] [--judge FILE] [--count 200] [--json]
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import platformdirs
+import typer
+
+import mgpt_edge
+from mgpt_edge.finetune import scores
+from mgpt_edge.finetune.album import Album
+from mgpt_edge.finetune.conversation import Turn
+from mgpt_edge.finetune.draw import Sampling
+from mgpt_edge.finetune.judge import Judge
+from mgpt_edge.finetune.pictures import SHARD, Pictures, render_together
+from mgpt_edge.runtime.bundle import default_bundle
+from mgpt_edge.runtime.decode import decode
+from mgpt_edge.runtime.grammar import Form
+from mgpt_edge.runtime.job import Job
+from mgpt_edge.runtime.loop import End
+from mgpt_edge.runtime.prompt import TEMPLATES, encode_turn
+from mgpt_edge.runtime.request import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from mgpt_edge.runtime.model import Model
+
+LONGEST_ANSWER = 60  # tokens
+
+
+@dataclass(frozen=True, slots=True)
+class BundleArtist:
+    """A loaded bundle as `finetune.fidelity.Artist`."""
+
+    model: Model
+
+    def paint(self, prompts: list[str], width: int, height: int, sampling: Sampling, seed: int) -> NDArray[np.uint8]:
+        text = TEMPLATES["text-to-image"]
+        asked = [Turn(text.format(width=width, height=height, prompt=prompt)) for prompt in prompts]
+        return self.respond(asked, width, height, sampling, seed)
+
+    def respond(self, asked: list[Turn], width: int, height: int, sampling: Sampling, seed: int) -> NDArray[np.uint8]:
+        layout = self.model.layout((width, height))
+        form = Form(vocabulary=layout.vocabulary, stride=layout.stride, limit=len(layout), layout=layout, picture=True)
+        jobs = [self._job(turn, form, sampling, seed + number) for number, turn in enumerate(asked)]
+        return np.stack([self.model.engine.decode_pixels(layout.decode(tokens)) for tokens in self._decode(jobs)])
+
+    def answer(self, asked: list[Turn]) -> list[str]:
+        vocabulary, stride = self.model.manifest.vocabulary, self.model.manifest.pictures.stride
+        form = Form(vocabulary=vocabulary, stride=stride, limit=LONGEST_ANSWER)
+        jobs = [self._job(turn, form, Sampling(guidance=1.0, top_k=1), 0) for turn in asked]
+        ends = set(vocabulary.turn_end)
+        return [
+            self.model.tokenizer.decode([token for token in tokens if token not in ends])
+            for tokens in self._decode(jobs)
+        ]
+
+    def _job(self, turn: Turn, form: Form, sampling: Sampling, seed: int) -> Job:
+        vocabulary = form.vocabulary
+        said = encode_turn(self.model.tokenizer, turn.text, turn.pictures)
+        request = Request(
+            prompt=turn.text,
+            size=None,
+            seed=seed,
+            guidance=sampling.guidance,
+            top_k=sampling.top_k,
+            text_top_k=1,
+            temperature=sampling.temperature,
+        )
+        return Job(request, [vocabulary.bos, *said, *vocabulary.turn_end], form)
+
+    def _decode(self, jobs: Sequence[Job]) -> list[list[int]]:
+        """The tokens of each job's answer."""
+        capacities = max(job.capacities[0] for job in jobs), max(job.capacities[1] for job in jobs)
+        rows = self.model.engine.open(capacities, min(len(jobs), self.model.engine.most_streams))
+        found: dict[int, list[int]] = {}
+        for step in decode(rows, jobs):
+            if isinstance(step, End):
+                found[step.answer] = list(step.tokens)
+        return [found[number] for number in range(len(jobs))]
+
+    def album(self, size: tuple[int, int], count: int, folder: Path) -> Album:
+        """The first held-back scenes of the small world, encoded by the bundle."""
+        kinds = ("picture", *scores.CONDITIONS)
+        pictures = {kind: Pictures(folder, "validation", *size, SHARD, kind) for kind in kinds}
+        render_together(list(pictures.values()), processes=self.model.engine.threads)
+        codes = {
+            kind: np.stack([self.model.engine.encode_pixels(picture) for picture in shown.load()[:count]])
+            for kind, shown in pictures.items()
+        }
+        return Album(pictures, {**codes, "picture": codes["picture"][None]}, self.model.manifest.vocabulary)
+
+
+def quality(
+    model: Annotated[Path | None, typer.Option(help="Bundle; the small model unless given.")] = None,
+    judge: Annotated[Path | None, typer.Option(help="Weights of the judge; those beside the bundle.")] = None,
+    count: Annotated[int, typer.Option(min=1, max=SHARD, help="Requests behind each figure.")] = 200,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Print every figure of the card, with 95 % confidence intervals."""
+    folder = model or default_bundle()
+    loaded = mgpt_edge.load(folder)
+    reader = Judge.load(judge or folder.parent / "judge.safetensors")
+    artist, manifest = BundleArtist(loaded), loaded.manifest
+    usual = manifest.tasks["text-to-image"]
+    sampling = Sampling(usual.guidance, usual.top_k, usual.temperature)
+    side = manifest.pictures.target_size
+    lines = list(scores.drawing(artist, reader, manifest.pictures.trained_sizes, count, sampling))
+    if "chat" in manifest.tasks:
+        pictures = Path(platformdirs.user_cache_dir("mgpt-edge")) / "tabletop"
+        lines += scores.seeing(artist, reader, artist.album((side, side), count, pictures), count, sampling)
+    if as_json:
+        print(json.dumps(dict(lines)))
+        return
+    print(f"{manifest.name} {manifest.precision}, guidance {sampling.guidance:g}")
+    for name, figure in lines:
+        print(f"{name:32}  {figure}")
+
+
+if __name__ == "__main__":
+    typer.run(quality)
