@@ -47,8 +47,8 @@ MGPT_API int mgpt_cuda_sample(const mgpt::SampleRequest* requests, std::uint32_t
 // One step of `count` pictures. `all` is read during the call, what it points at lies on the device.
 MGPT_API int mgpt_cuda_step(const mgpt::Pictures* all, std::uint32_t count, mgpt::Stream stream);
 
-// Forgets one picture's tokens from index `next`, at least 1, on, and writes its feed: also how a picture begins, whose
-// first tokens the host has written.
+// Forgets one picture's tokens from index `next`, at least 1, on, and writes its feed, whose lengths are all that the
+// caches need to go back. Also how a picture begins whose first tokens the host has written.
 MGPT_API int mgpt_cuda_roll_back(const mgpt::Pictures* all, std::uint32_t picture, std::uint32_t next,
                                  mgpt::Stream stream);
 

@@ -46,9 +46,9 @@ def build() -> bool:
     BUILD.mkdir(parents=True, exist_ok=True)
     log = BUILD / "log"
     return (
-        run(["cmake", "-S", "csrc/cuda", "-B", str(BUILD), architecture], 60, BUILD / "configure.log")
-        and run(["cmake", "--build", str(BUILD), "--clean-first"], 180, log)
-        and run([sys.executable, "csrc/cuda/resources.py", str(log)], 60)
+        run(["cmake", "-S", "csrc/cuda", "-B", str(BUILD), architecture], 30, BUILD / "configure.log")
+        and run(["cmake", "--build", str(BUILD), "--clean-first"], 120, log)
+        and run([sys.executable, "csrc/cuda/resources.py", str(log)], 20)
     )
 
 
@@ -61,11 +61,11 @@ def main() -> int:
     if not build():
         return 1
     python = sys.executable
-    stages = [("NumPy agrees", [python, "-m", "pytest", *PYTEST.split()], 150)]
+    stages = [("NumPy agrees", [python, "-m", "pytest", *PYTEST.split()], 120)]
     for tool in TOOLS:
         command = ["compute-sanitizer", "--tool", tool, *SANITISER.split(), python, "-m", "tests.gpu.sanitised"]
-        stages.append((tool, command, 60))
-    stages.append(("timed", [python, "-m", "tests.gpu.timing"], 90))
+        stages.append((tool, command, 55))
+    stages.append(("timed", [python, "-m", "tests.gpu.timing"], 80))
     passed = []
     for name, command, seconds in stages:
         started = time.perf_counter()

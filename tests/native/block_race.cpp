@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "block_draw.h"
+#include "picture_step.h"
 #include "sampler.h"
 
 namespace {
@@ -105,33 +106,73 @@ Case random_case(std::mt19937& random) {
   return made;
 }
 
-}  // namespace
+// `work(team, scratch)` by all threads of a team.
+template <class Work>
+void together(const Work& work) {
+  Meeting meeting;
+  mgpt::DrawScratch<Threads> scratch;
+  std::vector<std::thread> threads;
+  for (std::uint32_t rank = 0; rank < kThreadsInAll; ++rank) {
+    threads.emplace_back([&, rank] { work(Threads(meeting, rank), scratch); });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
 
-int main() {
+int draws_that_differ() {
   constexpr int kCases = 60;
   std::mt19937 random(5);
   std::vector<Case> cases;
   for (int i = 0; i < kCases; ++i) cases.push_back(random_case(random));
   std::vector<mgpt::SampleResult> results(cases.size());
-  Meeting meeting;
-  mgpt::DrawScratch<Threads> scratch;
-  std::vector<std::thread> threads;
-  for (std::uint32_t rank = 0; rank < kThreadsInAll; ++rank) {
-    threads.emplace_back([&, rank] {
-      const Threads team(meeting, rank);
-      for (std::size_t i = 0; i < cases.size(); ++i) {
-        const mgpt::SampleResult drawn = mgpt::draw(team, cases[i].request, scratch);
-        if (rank == 0) results[i] = drawn;
-        team.sync();  // before the scratch is used again
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
+  together([&](const Threads& team, mgpt::DrawScratch<Threads>& scratch) {
+    for (std::size_t i = 0; i < cases.size(); ++i) {
+      const mgpt::SampleResult drawn = mgpt::draw(team, cases[i].request, scratch);
+      if (team.rank() == 0) results[i] = drawn;
+      team.sync();  // before the scratch is used again
+    }
+  });
   int wrong = 0;
   for (std::size_t i = 0; i < cases.size(); ++i) {
     const mgpt::SampleResult expected = mgpt::sample(cases[i].request);
     wrong += expected.status != results[i].status || expected.id != results[i].id ? 1 : 0;
   }
-  std::printf("%d of %d draws differ\n", wrong, kCases);
-  return wrong == 0 ? 0 : 1;
+  return wrong;
+}
+
+// A picture of codes and forced tokens, from the same logits at every place.
+int tokens_that_differ() {
+  constexpr std::uint32_t kCodes = 50, kLow = 10;
+  std::mt19937 random(6);
+  std::normal_distribution<float> normal(0.0f, 4.0f);
+  std::vector<float> logits(std::size_t{2} * kCodes);
+  for (float& x : logits) x = normal(random);
+  const std::vector<std::int32_t> forced{0, -1, -1, 3, -1, 3, 3, -1};
+  const auto size = static_cast<std::uint32_t>(forced.size());
+  std::vector<std::int32_t> tokens(forced.size(), 0);
+  const mgpt::Picture picture{forced.data(), tokens.data(), size, 7, kLow, kLow + kCodes, 20, 4.0f, 1.0f, 99};
+  mgpt::Cursor cursor{1, 1, mgpt::SampleStatus::token};
+  std::array<std::array<std::int32_t, 2>, 4> feed{};
+  const mgpt::Feed fed{feed[0].data(), feed[1].data(), feed[2].data(), feed[3].data()};
+  const mgpt::Pictures all{&picture, &cursor, fed, logits.data(), kLow, kCodes, 1, 1};
+  together([&](const Threads& team, mgpt::DrawScratch<Threads>& scratch) {
+    for (std::size_t i = 0; i < forced.size(); ++i) {
+      mgpt::step(team, all, 0, scratch);
+      team.sync();  // the next launch
+    }
+  });
+  int wrong = cursor.next == size ? 0 : 1;
+  for (std::uint32_t i = 1; i < size; ++i) {
+    const mgpt::SampleResult drawn =
+        mgpt::sample({logits.data(), logits.data() + kCodes, kLow, kCodes, 20, 4.0f, 1.0f, 99, 7 + i});
+    wrong += tokens[i] != (forced[i] < 0 ? static_cast<std::int32_t>(drawn.id) : forced[i]) ? 1 : 0;
+  }
+  return wrong;
+}
+
+}  // namespace
+
+int main() {
+  const int draws = draws_that_differ(), tokens = tokens_that_differ();
+  std::printf("%d draws and %d tokens of a picture differ\n", draws, tokens);
+  return draws + tokens == 0 ? 0 : 1;
 }

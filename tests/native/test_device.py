@@ -94,5 +94,5 @@ def test_teams_of_threads_race_nowhere(tmp_path: Path) -> None:
     """Under ThreadSanitizer, which a missing barrier would wake."""
     sources = HERE / "block_race.cpp", SOURCES / "sampler.cpp"
     program = compile_to(tmp_path / "race", "-O1", "-g", "-fsanitize=thread", "-pthread", *sources)
-    done = subprocess.run([program], check=False, capture_output=True, text=True)
+    done = subprocess.run([program], check=False, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
