@@ -46,7 +46,7 @@ def describe(
         dimensions=dimensions(config),
         pictures=m.Pictures(
             stride=vq.stride,
-            channels=vq.channels,
+            channels=max(vq.widths[:2]),  # the second level is enlarged to full resolution before it is narrowed
             target_size=target_size,
             sizes=defaults.sizes,
         ),

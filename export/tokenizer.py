@@ -51,6 +51,8 @@ def read_vocabulary(tokenizer_json: str, bos: str = BOS) -> Vocabulary:
     missing = [name for name in needed if name not in ids]
     if missing:
         msg = f"{SOURCE}: the tokens {', '.join(missing)} are missing: no tokenizer of the Lumina-mGPT family"
+        if missing == [bos]:
+            msg = f"{SOURCE}: there is no token {bos}; tokenizer_config.json beside it must name one to begin with"
         raise CheckpointError(msg)
     return Vocabulary(
         size=max(i for name, i in ids.items() if name != PLACEHOLDER) + 1,

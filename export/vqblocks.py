@@ -1,7 +1,7 @@
 """What the VQ models of both generations are made of; module names are taming-transformers'.
 
 A block's norms are GroupNorms, or in MoVQGAN's decoder norms that the codes themselves scale and shift: `zq` is the
-codebook rows at the block's own resolution, and None where no norm looks at them.
+codebook rows [B, embed_dim, h, w], and None where no norm looks at them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ class GroupNorm(nn.GroupNorm):
 
 
 class SpatialNorm(nn.Module):
-    """Spatially conditioned norm of MoVQGAN (arXiv 2209.09002, equations 4 and 5): GroupNorm(x) * y(zq) + b(zq)."""
+    """Spatially conditioned norm of MoVQGAN (arXiv 2209.09002, equations 4 and 5): GroupNorm(x) * y(zq) + b(zq).
+
+    The equations enlarge zq to the size of x. Here the rows of pixels that a row of codes covers share its y and b:
+    the same numbers, but no tensors of y and b at the size of the picture.
+    """
 
     def __init__(self, groups: int, width: int, embed_dim: int) -> None:
         super().__init__()
@@ -36,7 +40,10 @@ class SpatialNorm(nn.Module):
         self.conv_b = nn.Conv2d(embed_dim, width, 1)
 
     def forward(self, x: Tensor, zq: Tensor) -> Tensor:
-        return self.norm_layer(x) * self.conv_y(zq) + self.conv_b(zq)
+        high, wide = zq.shape[-2], x.shape[-1]
+        zq = F.interpolate(zq, size=(high, wide), mode="nearest")
+        rows = self.norm_layer(x).reshape(*x.shape[:2], high, x.shape[-2] // high, wide)
+        return (rows * self.conv_y(zq).unsqueeze(3) + self.conv_b(zq).unsqueeze(3)).reshape(x.shape)
 
 
 class Level(nn.Module):
@@ -116,9 +123,4 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(doubled(x))
-
-
-def doubled(x: Tensor) -> Tensor:
-    """[B, C, h, w] -> [B, C, 2 h, 2 w], every value four times."""
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgpt_edge.export.vqblocks import Downsample, GroupNorm, Level, Middle, SpatialNorm, Upsample, doubled
+from mgpt_edge.export.vqblocks import Downsample, GroupNorm, Level, Middle, SpatialNorm, Upsample
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -265,5 +265,5 @@ class Decoder(nn.Module):
         for level in reversed(range(len(self.up))):
             x = self.up[level](x, zq)
             if level != 0:
-                x, zq = self.up[level].upsample(x), doubled(zq)
+                x = self.up[level].upsample(x)
         return self.conv_out(F.silu(self.norm_out(x, zq)))
