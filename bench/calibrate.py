@@ -1,11 +1,17 @@
-"""How long a pass takes by its number of guesses: what the adaptive window starts from."""
+"""How long a pass takes by its number of guesses, kept for the adaptive window (--speculate auto) to start from."""
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from pathlib import Path  # noqa: TC003  typer reads the annotations
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+import mgpt_edge
 from mgpt_edge.runtime.calibration import Calibration, machine
 from mgpt_edge.runtime.engines.base import Fed
 from mgpt_edge.runtime.window import WIDTHS
@@ -17,7 +23,23 @@ PROMPT_TOKENS = 32
 ROUNDS = 9
 
 
-def calibrate(model: Model) -> Calibration:
+def calibrate(
+    model: Annotated[Path | None, typer.Option(help="Bundle; the small model unless given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Measure, print and keep the costs of one bundle on this machine."""
+    measured = measure(mgpt_edge.load(model))
+    path = measured.save()
+    if as_json:
+        print(json.dumps({"path": str(path), **asdict(measured)}))
+        return
+    print(f"{measured.machine}, {measured.threads} threads, context {measured.context}")
+    for width, seconds in measured.seconds.items():
+        print(f"{width:3} guesses  {1000 * seconds:8.3f} ms  {seconds / measured.seconds[0]:6.2f} x")
+    print(f"kept in {path}")
+
+
+def measure(model: Model) -> Calibration:
     """Times passes of a guided stream that is half through a picture of the model's own size."""
     layout, bos = model.intake.usual, model.manifest.vocabulary.bos
     code = model.manifest.vocabulary.first_code

@@ -1,6 +1,6 @@
 """What a turn of a conversation costs: its new tokens only, and no more in a longer cache.
 
-python -m mgpt_edge.bench.chat --model BUNDLE [--rounds N] [--json]
+mgpt bench chat --model BUNDLE [--rounds N] [--json]
 
 Prints ratios; the times behind them are medians over rounds in one process.
 """
@@ -89,7 +89,3 @@ def _capacity(model: Model, rounds: int) -> dict[str, Any]:
             rows.rollback(0, len(prompt))
         seconds.append(statistics.median(steps))
     return {"time of a step: cache of 10000 / of 1000": round(seconds[1] / seconds[0], 3)}
-
-
-if __name__ == "__main__":
-    typer.run(chat)

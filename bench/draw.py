@@ -1,6 +1,6 @@
 """What a picture costs: loading, seconds a picture, time outside the engine's passes, memory against the estimate.
 
-python -m mgpt_edge.bench.draw [--model BUNDLE] [--pictures N] [--json]
+mgpt bench draw [--model BUNDLE] [--pictures N] [--json]
 """
 
 from __future__ import annotations
@@ -136,7 +136,3 @@ def _peak_bytes() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) << 10
     return 0
-
-
-if __name__ == "__main__":
-    typer.run(draw)

@@ -1,6 +1,6 @@
 """How well a bundle of the small model does what it is asked: the figures of its card, through the runtime.
 
-python -m mgpt_edge.bench.quality [--model BUNDLE] [--judge FILE] [--count 200] [--json]
+mgpt bench quality [--model BUNDLE] [--judge FILE] [--count 200] [--json]
 """
 
 from __future__ import annotations
@@ -126,7 +126,3 @@ def quality(
     print(f"{manifest.name} {manifest.precision}, guidance {sampling.guidance:g}")
     for name, figure in lines:
         print(f"{name:32}  {figure}")
-
-
-if __name__ == "__main__":
-    typer.run(quality)

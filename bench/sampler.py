@@ -1,14 +1,14 @@
-"""Time the sampler on one core against its NumPy reference and against torch: ``python -m mgpt_edge.bench.sampler``."""
+"""What one draw costs on one core: ours, its NumPy reference, and torch."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+import typer
 
 from mgpt_edge.runtime import _native, sampling, sampling_reference
 
@@ -50,28 +50,26 @@ def measure(size: int, top_k: int, repeats: int) -> dict[str, float | int | None
     """Median microseconds of the three, on random logits of two rows."""
     cond, uncond = (np.random.default_rng(1).normal(size=(2, size)) * 3).astype(np.float32)
     guidance, high = 4.0, FIRST_CODE + size
-    sampler = sampling.Sampler(guidance, top_k, 1.0, 7)
+    draw = sampling.Sampler(guidance, top_k, 1.0, 7)
     case = {"first_id": FIRST_CODE, "low": FIRST_CODE, "high": high, "guidance": guidance, "top_k": top_k}
     case |= {"temperature": 1.0, "seed": 7}
-    native = median_us(lambda position: sampler(cond, uncond, FIRST_CODE, FIRST_CODE, high, position), repeats)
+    native = median_us(lambda position: draw(cond, uncond, FIRST_CODE, FIRST_CODE, high, position), repeats)
     numpy = median_us(lambda p: sampling_reference.sample(cond, uncond, **case, position=p), repeats // 10)
     call = torch_call(cond, uncond, top_k, guidance)
     torch = None if call is None else median_us(call, repeats // 10)
     return {"ids": size, "top_k": top_k, "native_us": native, "numpy_us": numpy, "torch_us": torch}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=2000, help="native calls; the others get a tenth")
-    parser.add_argument("--json", action="store_true", help="one JSON line instead of the table")
-    arguments = parser.parse_args()
-    if arguments.repeats < 10:
-        parser.error(f"--repeats must be at least 10, got {arguments.repeats}")
+def sampler(
+    repeats: Annotated[int, typer.Option(min=10, help="Native calls; the others get a tenth.")] = 2000,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Measure every instruction set of this machine."""
     rows = []
     for name in _native.instruction_sets():
         _native.use_instruction_set(name)
-        rows += [{"instruction_set": name, **measure(size, top_k, arguments.repeats)} for size, top_k in CASES]
-    if arguments.json:
+        rows += [{"instruction_set": name, **measure(size, top_k, repeats)} for size, top_k in CASES]
+    if as_json:
         print(json.dumps({"bench": "sampler", "rows": rows}))
         return
     print("2 rows, guided, one core, median µs a call, Python included; in brackets: times the native call")
@@ -83,7 +81,3 @@ def main() -> None:
         )
         case = f"{row['instruction_set']:9} {row['ids']:6} ids  top-k {row['top_k']:5}"
         print(f"{case}  native {row['native_us']:7.1f}{others}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """What guessing ahead saves: passes and time of the same pictures with and without it, beside published ways.
 
-Usage: python -m mgpt_edge.bench.speculation [--model BUNDLE] [--size 256x256] [--pictures 12] [--json]
+mgpt bench speculation [--model BUNDLE] [--size 256x256] [--pictures 12] [--json]
 """
 
 from __future__ import annotations
@@ -115,7 +115,3 @@ def _ways(model: Model) -> dict[str, Callable[[Job], tuple[list[int], int]]]:
 def _codes(job: Job) -> int:
     layout = job.form.layout
     return layout.rows * layout.columns
-
-
-if __name__ == "__main__":
-    typer.run(speculation)

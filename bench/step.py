@@ -1,6 +1,6 @@
 """What one guided image token costs: our engines, the family's own loop, and the least that memory allows.
 
-python -m mgpt_edge.bench.step [--shape 375m] [--context 600] [--rounds 15] [--threads N] [--json]
+mgpt bench step [--shape 375m] [--context 600] [--rounds 15] [--threads N] [--json]
 
 Random weights, two rows, one new token each. All sides take turns in one process, round by round; medians, and the
 median of each round's ratio to the native engine. Where an engine takes several streams, a pass of four pictures' rows
@@ -161,7 +161,3 @@ def _measure(sides: dict[str, Callable[[], None]], rounds: int, least: int, thre
             for name, taken in seconds.items()
         },
     }
-
-
-if __name__ == "__main__":
-    typer.run(step)

@@ -37,7 +37,7 @@ for verb in (
 ):
     app.command()(verb)
 app.add_typer(finetune.app, name="finetune")
-app.add_typer(bench.app, name="bench")
+app.command(context_settings=bench.SETTINGS)(bench.bench)
 
 # Newer releases of typer carry a click of their own: the base class is reached through what both export.
 UsageError: type[Exception] = typer.BadParameter.__base__

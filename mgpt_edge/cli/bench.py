@@ -1,37 +1,41 @@
-"""`mgpt bench`: measurements of this machine."""
+"""`mgpt bench`: each measurement is a module of the room `bench/`, loaded when it is asked for."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-from pathlib import Path  # noqa: TC003  typer reads the annotations
-from typing import Annotated
+from importlib import import_module
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Measure this machine.")
+from mgpt_edge.runtime.errors import InvalidRequest
+
+VERBS = {
+    "calibrate": "what guessing ahead costs here, kept for the adaptive window",
+    "draw": "seconds a picture, loading, time outside the passes, memory, pictures at a time",
+    "speculation": "passes and time with guesses ahead, beside published ways",
+    "step": "one guided token: our engines, the family's own loop, the least that memory allows",
+    "sampler": "one draw: ours, NumPy and PyTorch",
+    "chat": "what a further turn costs",
+    "quality": "how often the small model does what it is asked",
+}
+SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
 
-@app.callback()
-def bench() -> None:
-    """Measure this machine."""
-
-
-@app.command()
-def calibrate(
-    model: Annotated[Path | None, typer.Option(help="Bundle; the small model of the package unless given.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
-    """Measure what guessing ahead costs here, and keep it for the adaptive window (--speculate auto)."""
-    from mgpt_edge.bench.calibrate import calibrate as measure
-    from mgpt_edge.runtime.model import load
-
-    measured = measure(load(model))
-    path = measured.save()
-    if as_json:
-        print(json.dumps({"path": str(path), **asdict(measured)}))
+def bench(context: typer.Context) -> None:
+    """Measure this machine; `mgpt bench` lists what, `mgpt bench WHAT --help` says how."""
+    verb, *arguments = context.args or ["--help"]
+    if verb == "--help":
+        typer.echo("Usage: mgpt bench WHAT [OPTIONS]\n")
+        for name, what in VERBS.items():
+            typer.echo(f"  {name:12} {what}")
         return
-    print(f"{measured.machine}, {measured.threads} threads, context {measured.context}")
-    for width, seconds in measured.seconds.items():
-        print(f"{width:3} guesses  {1000 * seconds:8.3f} ms  {seconds / measured.seconds[0]:6.2f} x")
-    print(f"kept in {path}")
+    if verb not in VERBS:
+        msg = f"there is no bench {verb!r}; there are {', '.join(VERBS)}"
+        raise InvalidRequest(msg)
+    try:
+        module = import_module(f"mgpt_edge.bench.{verb}")
+    except ImportError as error:
+        msg = f"mgpt bench {verb} needs {error.name}; install what it measures: pip install 'mgpt-edge[cpu,bench]'"
+        raise InvalidRequest(msg) from error
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(help=module.__doc__)(getattr(module, verb))
+    app(arguments, prog_name=f"mgpt bench {verb}", standalone_mode=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 
 import pytest
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from mgpt_edge.cli import app
 from mgpt_edge.runtime import calibration
 from mgpt_edge.runtime.calibration import Calibration, stored
-from mgpt_edge.runtime.errors import CompatibilityWarning
+from mgpt_edge.runtime.errors import CompatibilityWarning, InvalidRequest
 from mgpt_edge.runtime.model import Model
 from mgpt_edge.runtime.window import WIDTHS, Window
 
@@ -68,3 +69,14 @@ def test_the_command_measures_and_the_model_starts_from_it(bundle_of):
         warnings.simplefilter("error")
         model = Model(bundle, threads=said["threads"])
     assert model.costs.seconds == {int(width): seconds for width, seconds in said["seconds"].items()}
+
+
+def test_bench_lists_what_it_measures_and_names_what_is_missing(monkeypatch):
+    assert "speculation" in CliRunner().invoke(app, ["bench"]).stdout
+    unknown = CliRunner().invoke(app, ["bench", "speed"])
+    assert isinstance(unknown.exception, InvalidRequest)
+    assert "there are calibrate" in str(unknown.exception)
+    monkeypatch.setitem(sys.modules, "mgpt_edge.bench.step", None)
+    missing = CliRunner().invoke(app, ["bench", "step"])
+    assert isinstance(missing.exception, InvalidRequest)
+    assert "pip install 'mgpt-edge[cpu,bench]'" in str(missing.exception)
