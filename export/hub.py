@@ -50,6 +50,6 @@ def _by_hand(repository: str) -> str:
     folder = repository.rpartition("/")[2]
     return (
         f"on a machine with a network run `hf download {repository} --local-dir {folder}`, or put config.json, "
-        "tokenizer.json, tokenizer_config.json, model.safetensors.index.json and its model-*.safetensors into a folder; "
-        "then give that folder"
+        "tokenizer.json, tokenizer_config.json, model.safetensors.index.json and its model-*.safetensors into a "
+        "folder; then give that folder"
     )
