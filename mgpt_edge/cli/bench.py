@@ -10,7 +10,7 @@ from mgpt_edge.runtime.errors import InvalidRequest
 
 VERBS = {
     "calibrate": "what guessing ahead costs here, kept for the adaptive window",
-    "draw": "seconds a picture, loading, time outside the passes, memory, pictures at a time",
+    "latency": "loading, the first row, a code, a picture, memory; with guesses ahead; four at a time",
     "speculation": "passes and time with guesses ahead, beside published ways",
     "step": "one guided token: our engines, the family's own loop, the least that memory allows",
     "sampler": "one draw: ours, NumPy and PyTorch",

@@ -65,7 +65,7 @@ class NativeEngine(Graphs):
         BundleError: the decoder's file is damaged.
     """
 
-    most_streams = 8  # a pass of sixteen tokens: more gain little (bench/draw.py), and each needs a cache
+    most_streams = 8  # a pass of sixteen tokens: more gain little (mgpt bench latency), and each needs a cache
 
     def __init__(self, bundle: Bundle, threads: int, kernels: str = "") -> None:
         super().__init__(bundle, threads)

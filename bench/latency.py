@@ -1,0 +1,204 @@
+"""What pictures cost: loading, the first row, a code, a picture, with guesses ahead and without; memory; four at a time.
+
+mgpt bench latency [--model BUNDLE] [--size 256x256]... [--pictures N] [--json]
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+import mgpt_edge
+from mgpt_edge.runtime import memory
+from mgpt_edge.runtime._native import read_bandwidth
+from mgpt_edge.runtime.answer import Picture
+from mgpt_edge.runtime.loop import FinishedRow
+
+if TYPE_CHECKING:
+    from mgpt_edge.runtime.model import Model
+    from mgpt_edge.runtime.request import Request
+
+PROMPT = "a red sphere on a gray floor"
+TOGETHER = 4
+SPECULATE = ("off", "auto")
+BANDWIDTH_BYTES, BANDWIDTH_SECONDS = 256 << 20, 0.5
+
+
+class Timed:
+    """Stands before an object and adds up the time spent in one of its methods."""
+
+    def __init__(self, inner: Any, method: str) -> None:
+        self.inner, self.method = inner, method
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.inner, name)
+        if name != self.method:
+            return value
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            started = time.perf_counter()
+            result = value(*arguments, **named)
+            self.seconds += time.perf_counter() - started
+            return result
+
+        return timed
+
+
+def time_passes(engine: Any) -> list[Timed]:
+    """Puts timers around what an engine computes a pass with; streams opened from now on go through them."""
+    if engine.bundle.manifest.engine == "native":
+        engine.decoder = Timed(engine.decoder, "forward")
+        return [engine.decoder]
+    sessions = {name: Timed(engine.session(name), "run_with_iobinding") for name in ("decoder", "head_image")}
+    engine._sessions.update(sessions)  # noqa: SLF001  the only way to see inside a pass without slowing it
+    return list(sessions.values())
+
+
+@dataclass(slots=True)
+class Way:
+    """Pictures of one size, drawn in one way."""
+
+    request: Request
+    codes: int
+    first_row: list[float] = field(default_factory=list)  # seconds
+    picture: list[float] = field(default_factory=list)
+    vq: list[float] = field(default_factory=list)
+    outside: list[float] = field(default_factory=list)  # neither in a pass nor in the VQ decoder
+    passes: list[int] = field(default_factory=list)
+
+    def draw(self, model: Model, timers: list[Timed], seed: int) -> None:
+        """One picture more."""
+        for timer in timers:
+            timer.seconds = 0.0
+        started, first, passes = time.perf_counter(), 0.0, 0
+        for event in model.draw(replace(self.request, seed=seed)):
+            if isinstance(event, FinishedRow):
+                first = first or time.perf_counter() - started
+                passes += event.passes
+            elif isinstance(event, Picture):
+                self.vq.append(event.seconds)
+        self.picture.append(time.perf_counter() - started)
+        self.first_row.append(first)
+        self.passes.append(passes)
+        self.outside.append(self.picture[-1] - self.vq[-1] - sum(timer.seconds for timer in timers))
+
+    def facts(self) -> dict[str, Any]:
+        """Medians, and the nine tenths of the pictures' time; the first picture was the warm-up."""
+        width, height = self.request.size or (0, 0)
+        picture, outside = self.picture[1:], self.outside[1:]
+        decoding = statistics.median(a - b for a, b in zip(picture, self.vq[1:], strict=True))
+        return {
+            "size": f"{width}x{height}",
+            "speculate": self.request.speculate,
+            "picture_s": round(statistics.median(picture), 4),
+            "picture_s_p90": round(float(np.quantile(picture, 0.9)), 4),
+            "first_row_s": round(statistics.median(self.first_row[1:]), 4),
+            "code_ms": round(1000 * decoding / self.codes, 3),
+            "codes_a_pass": round(self.codes / statistics.mean(self.passes[1:]), 2),
+            "vq_decoder_s": round(statistics.median(self.vq[1:]), 4),
+            "outside_us_a_code": round(1e6 * statistics.median(outside) / self.codes, 1),
+        }
+
+
+def latency(
+    model: Annotated[Path | None, typer.Option(help="Bundle; the small model unless given.")] = None,
+    size: Annotated[list[str] | None, typer.Option(help="WIDTHxHEIGHT, may be repeated; else the usual.")] = None,
+    pictures: Annotated[int, typer.Option(min=1)] = 20,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Measure loading and drawing; all sizes and ways take turns, picture by picture, after a warm-up."""
+    facts = _load(model)
+    loaded = mgpt_edge.load(model)
+    sizes = [tuple(map(int, text.split("x"))) for text in size or []] or [(loaded.manifest.pictures.target_size,) * 2]
+    facts |= {"bundle": f"{loaded.manifest.name} {loaded.manifest.precision}", "threads": loaded.engine.threads}
+    facts |= {f"count_{TOGETHER}_throughput_x": _together(loaded, sizes[0], pictures), **_ceiling(loaded, sizes[0])}
+    facts["ways"] = _draw(loaded, sizes, pictures)
+    facts |= _memory(loaded, sizes)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        if name != "ways":
+            print(f"{name:28} {value}")
+    print("".join(f"{name:>18}" for name in facts["ways"][0]))
+    for way in facts["ways"]:
+        print("".join(f"{value!s:>18}" for value in way.values()))
+
+
+def _load(model: Path | None) -> dict[str, Any]:
+    """Seconds of `load()` in processes of their own, files cached; the import apart."""
+    argument = "" if model is None else repr(str(model))
+    code = (
+        "import time; a = time.perf_counter(); import mgpt_edge; b = time.perf_counter();"
+        f"mgpt_edge.load({argument}); print(b - a, time.perf_counter() - b)"
+    )
+    runs = [
+        [float(x) for x in subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout.split()]
+        for _ in range(5)
+    ]
+    imports, loads = (statistics.median(column) for column in zip(*runs, strict=True))
+    return {"import_s": round(imports, 3), "load_s": round(loads, 3)}
+
+
+def _together(model: Model, size: tuple[int, int], pictures: int) -> float:
+    """Pictures a second with `count`, against one picture after another; both take turns."""
+    ratios = []
+    for seed in range(max(2, pictures // TOGETHER) + 1):  # the first one warms up
+        started = time.perf_counter()
+        for number in range(TOGETHER):
+            model.generate(PROMPT, size=size, seed=seed + number)
+        between = time.perf_counter()
+        model.generate(PROMPT, size=size, seed=seed, count=TOGETHER)
+        ratios.append((between - started) / (time.perf_counter() - between))
+    return round(statistics.median(ratios[1:]), 2)
+
+
+def _ceiling(model: Model, size: tuple[int, int]) -> dict[str, Any]:
+    """What reading a pass' bytes takes at least, from main memory; a small model sits in the caches and is faster."""
+    layout, manifest = model.layout(size), model.manifest
+    v, hidden = manifest.vocabulary, manifest.dimensions.hidden_size
+    if manifest.engine != "native":
+        return {}
+    unread = v.size * hidden * 2 + (v.size - v.codes) * hidden  # the embedding, and the head of all but the codes
+    held = memory.estimate(manifest, layout, (len(layout), len(layout)), 1).cache_bytes // 2  # half full on average
+    bandwidth = read_bandwidth(BANDWIDTH_BYTES, model.engine.threads, BANDWIDTH_SECONDS)
+    least = (manifest.weight_bytes - unread + held) / bandwidth / 1e6
+    return {"memory_read_gb_s": round(bandwidth, 1), "least_ms_a_pass_from_memory": round(least, 3)}
+
+
+def _draw(model: Model, sizes: list[tuple[int, int]], pictures: int) -> list[dict[str, Any]]:
+    ways = []
+    for size in sizes:
+        layout = model.layout(size)
+        for speculate in SPECULATE:
+            request = model.request(PROMPT, size=size, seed=0, speculate=speculate)
+            ways.append(Way(request, layout.rows * layout.columns))
+    timers = time_passes(model.engine)
+    for seed in range(pictures + 1):
+        for way in ways:
+            way.draw(model, timers, seed)
+    return [way.facts() for way in ways]
+
+
+def _memory(model: Model, sizes: list[tuple[int, int]]) -> dict[str, Any]:
+    estimated = max(memory.forecast(model.manifest, size).total_bytes for size in sizes)
+    resident = next(
+        int(line.split()[1]) << 10
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        if line.startswith("VmHWM:")
+    )
+    return {
+        "estimate_mib": estimated >> 20,
+        "peak_resident_mib": resident >> 20,
+        "above_estimate_mib": (resident - estimated) >> 20,
+    }
