@@ -1,4 +1,4 @@
-"""What pictures cost: loading, the first row, a code, a picture, with guesses ahead and without; memory; four at a time.
+"""What pictures cost: loading, first row, code, picture, with guesses ahead and without; memory; four at a time.
 
 mgpt bench latency [--model BUNDLE] [--size 256x256]... [--pictures N] [--json]
 """
