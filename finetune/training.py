@@ -23,7 +23,7 @@ from mgpt_edge.finetune.sft import Recipe
 from mgpt_edge.finetune.sharded import ShardedStage, newest_state
 from mgpt_edge.finetune.tokenised import tokenise
 from mgpt_edge.finetune.weights import Weights
-from mgpt_edge.runtime.errors import InvalidRequest, NumericalError
+from mgpt_edge.runtime.errors import CheckpointError, InvalidRequest, NumericalError
 from mgpt_edge.runtime.layout import ImageLayout, buckets
 
 if TYPE_CHECKING:
@@ -158,6 +158,12 @@ class Training:
             msg = f"{settings.output} holds another checkpoint; give a new folder with -o"
             raise InvalidRequest(msg)
         self.checkpoint = Checkpoint.open(settings.model, settings.vq)
+        if self.checkpoint.vocabulary.separator is None:
+            msg = (
+                f"{settings.model}: its turns end in words, not in a token of their own; expected a checkpoint of the "
+                "first Lumina-mGPT, whose recipe this is"
+            )
+            raise CheckpointError(msg)
         config = self.checkpoint.config
         dropout = settings.dropout if settings.dropout is not None else (0.0 if config.swin_norm else 0.05)
         self.weights = Weights(

@@ -15,7 +15,7 @@ import torch
 from mgpt_edge import cli
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.finetune.training import Settings, finetune
-from mgpt_edge.runtime.errors import InvalidRequest, NumericalError
+from mgpt_edge.runtime.errors import CheckpointError, InvalidRequest, NumericalError
 from mgpt_edge.runtime.prompt import IMAGE_MARK
 from tests.finetune.conversations import drawing, record, write_pictures, write_records
 
@@ -213,6 +213,11 @@ def test_a_loss_that_is_no_number_ends_it(settings):
 def test_another_checkpoint_is_not_overwritten(settings):
     with pytest.raises(InvalidRequest, match="holds another checkpoint"):
         finetune(replace(settings, output=type(settings.output)(settings.model)))
+
+
+def test_a_checkpoint_of_the_second_generation_is_refused(settings, checkpoints):
+    with pytest.raises(CheckpointError, match="expected a checkpoint of the first Lumina-mGPT"):
+        finetune(replace(settings, model=str(checkpoints["2.0"])))
 
 
 def test_the_command_says_what_it_needs(mgpt, monkeypatch, tmp_path):
