@@ -9,11 +9,14 @@ from dataclasses import asdict
 from pathlib import Path  # noqa: TC003  typer reads the annotations
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 
 import mgpt_edge
 from mgpt_edge.runtime.calibration import Calibration, machine
 from mgpt_edge.runtime.engines.base import Fed
+from mgpt_edge.runtime.errors import InvalidRequest
+from mgpt_edge.runtime.sampling import Sampler
 from mgpt_edge.runtime.window import WIDTHS
 
 if TYPE_CHECKING:
@@ -40,18 +43,29 @@ def calibrate(
 
 
 def measure(model: Model) -> Calibration:
-    """Times passes of a guided stream that is half through a picture of the model's own size."""
+    """Times passes of a guided stream half through a picture of the model's own size, and the drawing of their guesses.
+
+    Raises:
+        InvalidRequest: the bundle's pictures depend on the window, so that none is chosen by itself.
+    """
+    if not model.manifest.width_invariant:
+        msg = f"{model.bundle.folder}: --speculate auto never guesses with it, since its pictures depend on the window"
+        raise InvalidRequest(msg)
     layout, bos = model.intake.usual, model.manifest.vocabulary.bos
-    code = model.manifest.vocabulary.first_code
+    low, high = model.manifest.vocabulary.code_range
+    usual = model.manifest.tasks["text-to-image"]
+    sampler = Sampler(usual.guidance, usual.top_k, usual.temperature, 0)
     begun = len(layout) // 2
     held = PROMPT_TOKENS + begun, begun
     rows = model.engine.open((held[0] + max(WIDTHS) + 1, held[1] + max(WIDTHS) + 1))
-    rows.forward([Fed(0, [bos] * PROMPT_TOKENS + [code] * begun), Fed(1, [code] * begun)], "image")
+    rows.forward([Fed(0, [bos] * PROMPT_TOKENS + [low] * begun), Fed(1, [low] * begun)], "image")
+    cond, uncond = np.random.default_rng(0).normal(size=(2, high - low)).astype(np.float32)
     seconds: dict[int, list[float]] = {width: [] for width in WIDTHS}
     for _ in range(ROUNDS + 1):  # widths take turns; the first round warms up
         for width, times in seconds.items():
-            tokens = [code] * (1 + width)
             started = time.perf_counter()
+            guesses = [sampler(cond, uncond, low, low, high, position) for position in range(width)]
+            tokens = [low, *guesses]
             rows.forward([Fed(0, tokens, 1 + width), Fed(1, tokens, 1 + width)], "image")
             times.append(time.perf_counter() - started)
             for row in (0, 1):

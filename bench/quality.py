@@ -23,6 +23,7 @@ from mgpt_edge.finetune.judge import Judge
 from mgpt_edge.finetune.pictures import SHARD, Pictures, render_together
 from mgpt_edge.runtime.bundle import default_bundle
 from mgpt_edge.runtime.decode import decode
+from mgpt_edge.runtime.errors import IncompleteAnswer, InvalidRequest
 from mgpt_edge.runtime.grammar import Form
 from mgpt_edge.runtime.job import Job
 from mgpt_edge.runtime.loop import End
@@ -59,12 +60,16 @@ class BundleArtist:
     def answer(self, asked: list[Turn]) -> list[str]:
         vocabulary, stride = self.model.manifest.vocabulary, self.model.manifest.pictures.stride
         form = Form(vocabulary=vocabulary, stride=stride, limit=LONGEST_ANSWER)
-        jobs = [self._job(turn, form, Sampling(guidance=1.0, top_k=1), 0) for turn in asked]
-        ends = set(vocabulary.turn_end)
-        return [
-            self.model.tokenizer.decode([token for token in tokens if token not in ends])
-            for tokens in self._decode(jobs)
-        ]
+        return [self._words(self._job(turn, form, Sampling(guidance=1.0, top_k=1), 0)) for turn in asked]
+
+    def _words(self, job: Job) -> str:
+        """An answer in text; none where the model began a picture."""
+        try:
+            (tokens,) = self._decode([job])
+        except IncompleteAnswer:
+            return ""
+        ends = job.form.vocabulary.turn_end
+        return str(self.model.tokenizer.decode([token for token in tokens if token not in ends]))
 
     def _job(self, turn: Turn, form: Form, sampling: Sampling, seed: int) -> Job:
         vocabulary = form.vocabulary
@@ -110,8 +115,11 @@ def quality(
 ) -> None:
     """Print every figure of the card, with 95 % confidence intervals."""
     folder = model or default_bundle()
-    loaded = mgpt_edge.load(folder)
-    reader = Judge.load(judge or folder.parent / "judge.safetensors")
+    weights = judge or folder.parent / "judge.safetensors"
+    if not weights.is_file():
+        msg = f"there is no {weights}; say where the judge's weights are: --judge FILE (make mini writes them)"
+        raise InvalidRequest(msg)
+    loaded, reader = mgpt_edge.load(folder), Judge.load(weights)
     artist, manifest = BundleArtist(loaded), loaded.manifest
     usual = manifest.tasks["text-to-image"]
     sampling = Sampling(usual.guidance, usual.top_k, usual.temperature)

@@ -48,6 +48,9 @@ def speculation(
         loaded.prepare(loaded.request(PROMPTS[seed % len(PROMPTS)], seed=seed, speculate="off", **settings))
         for seed in range(pictures)
     ]
+    if jobs[0].request.guidance == 1:
+        msg = "the peers are written for guided pictures; this bundle draws without guidance"
+        raise mgpt_edge.InvalidRequest(msg)
     lines = _measure(loaded, jobs)
     if as_json:
         print(json.dumps(lines))

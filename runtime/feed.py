@@ -170,15 +170,18 @@ class Ahead(Feed):
 
     def _guess(self, grammar: Grammar) -> list[int]:
         """The codes to come, and what is forced between them: forced tokens are free guesses."""
-        layout, start, left = grammar.layout, grammar.start, grammar.tokens[-1]
+        layout, start = grammar.layout, grammar.start
         if layout is None or start is None:
             return []
         sampler = self.sampler.exact if isinstance(self.sampler, GroupedSampler) else self.sampler
         first_id = layout.vocabulary.first_code
         guesses: list[int] = []
         begin = len(grammar.tokens) - start
+        low, high = layout.vocabulary.code_range
+        left = next((token for token in reversed(grammar.tokens[-2:]) if low <= token < high), low)
         # The end of the picture is not guessed: what follows may be text.
-        for index in range(begin, min(begin + self.window.choose(), len(layout) - 2)):
+        end = min(len(layout) - 2, grammar.form.limit - start)
+        for index in range(begin, min(begin + self.window.choose(), end)):
             low, high = grammar.interval_at(index)
             known = start + index - 1 - self.first
             if high - low == 1:

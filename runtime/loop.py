@@ -26,7 +26,7 @@ class FinishedRow:
         picture: which picture, counted through all prompts.
         row: which of its rows, from 0.
         tokens: the picture's tokens so far, from begin-of-image.
-        passes: passes of the engine since the row before.
+        passes: passes that this answer took part in since the row before.
         guessed: tokens that those passes were fed ahead.
         accepted: tokens since then that had been guessed rightly, and cost no pass.
         seconds: time since the row before.
@@ -56,8 +56,8 @@ class End:
         answer: which one, counted through all prompts.
         tokens: all of it.
         unfed: its last tokens, whose K/V nobody has needed yet: a next turn feeds them first.
-        prefilled: tokens of the prompt that were computed for it.
-        passes: passes of the engine.
+        prefilled: tokens of its prompt, which answers to one prompt share.
+        passes: passes that it took part in, the prompt's among them.
         complete: whether the model ended it; otherwise it was cut at its limit.
     """
 
@@ -118,9 +118,9 @@ def answer(prompt: Prompt, feed: Feed, samplers: dict[Mode, Sampler | GroupedSam
     yield End(number, tuple(grammar.tokens), tuple(feed.cond), len(prompt.job.prompt), feed.passes + 1, grammar.done)
 
 
-def samplers_of(request: Request, number: int) -> dict[Mode, Sampler | GroupedSampler]:
-    """Of answer `number`, for each kind of token."""
-    temperature, seed = request.temperature, request.seed + number
+def samplers_of(request: Request, attempt: int) -> dict[Mode, Sampler | GroupedSampler]:
+    """Of a request's answer number `attempt`, for each kind of token."""
+    temperature, seed = request.temperature, request.seed + attempt
     code = Sampler(request.guidance, request.top_k, temperature, seed)
     return {
         "text": Sampler(1.0, request.text_top_k, temperature, seed),

@@ -80,13 +80,16 @@ def check(
 def tokens_that_fit(manifest: Manifest, layout: ImageLayout, prompt: int, rows: int) -> int:
     """Tokens that `rows` rows can hold beyond the prompt, in the memory that is free now."""
     fixed = _beyond_weights(estimate(manifest, layout, (prompt, 0), prompt, reads=True))
-    return max(available_bytes() - fixed, 0) // (_token_bytes(manifest) * rows)
+    return max(available_bytes() - fixed, 0) // (_token_bytes(manifest) * rows + manifest.dimensions.head_dim * 4)
 
 
-def streams_that_fit(manifest: Manifest, capacities: tuple[int, int], wanted: int) -> int:
-    """How many of the wanted streams' caches fit into half of the memory that is free now; one at least."""
+def streams_that_fit(
+    manifest: Manifest, layout: ImageLayout, capacities: tuple[int, int], prompt: int, wanted: int
+) -> int:
+    """How many of the wanted streams' caches fit into half of what is left of the free memory beside one answer's."""
+    left = available_bytes() - _beyond_weights(estimate(manifest, layout, capacities, prompt, reads=True))
     each = _token_bytes(manifest) * max(sum(capacities), 1)
-    return max(1, min(wanted, available_bytes() // 2 // each))
+    return max(1, min(wanted, 1 + left // 2 // each))
 
 
 def _token_bytes(manifest: Manifest) -> int:

@@ -91,9 +91,7 @@ class Model:
         requests = [
             replace(first, prompt=text, seed=first.seed + number * first.count) for number, text in enumerate(prompts)
         ]
-        events = self._run([self.prepare(request) for request in requests])
-        finished = sorted((event for event in events if isinstance(event, Picture)), key=lambda done: done.picture)
-        images = [done.image for done in finished]
+        images = _images(self._run([self.prepare(request) for request in requests]))
         return images[0] if isinstance(prompt, str) and "count" not in settings else images
 
     def redraw(
@@ -104,7 +102,7 @@ class Model:
         keep_rows: Iterable[int] = (),
         seed: int | None = None,
         **settings: Any,
-    ) -> Image.Image:
+    ) -> Image.Image | list[Image.Image]:
         """A variation of a picture: other noise, and some of its rows as they are.
 
         Args:
@@ -115,14 +113,17 @@ class Model:
             seed: of the noise.
             settings: as in `generate`.
 
+        Returns:
+            As `generate`.
+
         Raises:
             InvalidRequest: no prompt is given or known, or no such row.
         """
         picture = open_picture(image)
         known = metadata.settings_of(picture)
         request = self.request(prompt or known.pop("prompt", ""), seed=seed, **{**known, **settings})
-        events = self.draw(request, keep=picture, keep_rows=keep_rows)
-        return Answer.of(events).images[0]
+        images = _images(self.draw(request, keep=picture, keep_rows=keep_rows))
+        return images if "count" in settings else images[0]
 
     def transform(
         self, image: PictureSource, task: str, instruction: str | None = None, **settings: Any
@@ -146,7 +147,7 @@ class Model:
         if task in CONVERSATIONS or task in FROM_WORDS:
             msg = f"the task {task!r} makes no picture from a picture; see generate, ask and describe"
             raise InvalidRequest(msg)
-        images = Answer.of(self.stream(instruction or "", images=image, task=task, **settings)).images
+        images = _images(self.stream(instruction or "", images=image, task=task, **settings))
         return images if "count" in settings else images[0]
 
     def ask(self, images: PictureSource | Sequence[PictureSource], question: str, **settings: Any) -> str:
@@ -251,7 +252,10 @@ class Model:
         conditional, unconditional = zip(*(job.capacities for job in jobs), strict=True)
         capacities, requests = (max(conditional), max(unconditional)), [job.request for job in jobs]
         wanted = min(sum(request.count for request in requests), self.engine.most_streams)
-        rows = self.engine.open(capacities, memory.streams_that_fit(self.manifest, capacities, wanted))
+        prompt = max(len(job.prompt) for job in jobs)
+        layout = jobs[0].form.layout or self.intake.usual
+        streams = memory.streams_that_fit(self.manifest, layout, capacities, prompt, wanted)
+        rows = self.engine.open(capacities, streams)
         steps = decode(rows, jobs, self.window(requests[0], rows.streams))
         return self.presenter.events(requests, steps, preview=preview, kept_rows=kept_rows)
 
@@ -273,3 +277,9 @@ class Model:
                 f"the nearest size it knows is {near[0]}x{near[1]}"
             )
             warnings.warn(msg, CompatibilityWarning, stacklevel=4)
+
+
+def _images(events: Iterable[Event]) -> list[Image.Image]:
+    """The pictures in the order of their seeds, which need not be the order in which they are done."""
+    done = sorted((event for event in events if isinstance(event, Picture)), key=lambda event: event.picture)
+    return [event.image for event in done]

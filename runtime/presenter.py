@@ -57,7 +57,7 @@ class Presenter:
             kept_rows: that the pictures have from another, for their notes.
         """
         words = Words(self.tokenizer)
-        costs: dict[int, dict[str, int]] = {}
+        costs: dict[int, dict[str, int]] = {}  # of the pictures that are not done
         try:
             for step in steps:
                 text = words.push(step.token) if isinstance(step, Word) else words.flush()
@@ -68,7 +68,10 @@ class Presenter:
                     for name in COSTS:
                         cost[name] += getattr(step, name)
                     yield step
-                    yield from self._show(requests, step, preview, kept_rows, cost)
+                    # Of several pictures under way, one is shown.
+                    yield from self._show(requests, step, preview and step.picture == min(costs), kept_rows, cost)
+                    if step.row + 1 == self.layout_of(step.tokens).rows:
+                        del costs[step.picture]
                 elif isinstance(step, End) and requests[0].task in CONVERSATIONS:
                     yield step
         except IncompleteAnswer as error:

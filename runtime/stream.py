@@ -33,12 +33,14 @@ class Prompt:
     Args:
         job: whose.
         forced: how many tokens of the answer stand in the rows.
+        unfed: of them, what the unconditional row has not seen yet.
         lengths: of the rows.
         logits: of the token that comes next.
     """
 
     job: Job
     forced: int
+    unfed: tuple[int, ...]
     lengths: tuple[int, int]
     logits: Logits
 
@@ -58,8 +60,8 @@ class Stream:
 
     def __init__(self, rows: Rows, index: int) -> None:
         self.rows = rows
-        self.cond, self.uncond = 2 * index, 2 * index + 1
-        self.base = rows.length(self.cond)
+        self.row = 2 * index
+        self.base = rows.length(self.row)
         self.prompt: Prompt | None = None
         self.loop: Loop | None = None
         self.wants: Pass | None = None
@@ -67,7 +69,7 @@ class Stream:
     def prefill(self, job: Job) -> Prompt:
         """Computes a job's prompt, in a pass of its own."""
         self._go_back((self.base, 0))
-        feed = Feed(self.rows, self.cond, guided=job.request.guidance != 1)
+        feed = Feed(self.rows, self.row, guided=job.request.guidance != 1)
         feed.cond += job.prompt
         opening = Grammar(job.form)
         while not opening.done and opening.forced is not None:
@@ -77,27 +79,29 @@ class Stream:
         assert wanted is not None
         # The next pass writes over the logits, and every answer begins with these.
         feed.take([logits.copy() for logits in self.rows.forward(wanted.feeds, wanted.head)])
-        lengths = self.rows.length(self.cond), self.rows.length(self.uncond)
-        self.prompt = Prompt(job, len(opening.tokens), lengths, feed.logits)
+        lengths = self.rows.length(self.row), self.rows.length(self.row + 1)
+        self.prompt = Prompt(job, len(opening.tokens), tuple(feed.uncond), lengths, feed.logits)
         return self.prompt
 
     def share(self, other: Stream) -> Prompt:
         """Takes the prompt that another stream has computed."""
         assert other.prompt is not None
         self.prompt = other.prompt
-        self.rows.copy_prefix(other.cond, self.cond, self.prompt.lengths[0])
-        self.rows.copy_prefix(other.uncond, self.uncond, self.prompt.lengths[1])
+        for number, length in enumerate(self.prompt.lengths):
+            self.rows.copy_prefix(other.row + number, self.row + number, length)
         return self.prompt
 
     def feed(self, sampler: Sampler | GroupedSampler, window: Window | None) -> Feed:
         """What takes an answer's tokens into the rows; they go back to the end of the prompt."""
         assert self.prompt is not None
         self._go_back(self.prompt.lengths)
-        guided = self.prompt.job.request.guidance != 1
+        guided, offset = self.prompt.job.request.guidance != 1, self.prompt.offset
         if window is None:
-            return Feed(self.rows, self.cond, guided=guided)
-        offset = self.prompt.offset
-        return Ahead(self.rows, self.cond, guided=guided, sampler=sampler, offset=offset, window=window)
+            feed = Feed(self.rows, self.row, guided=guided)
+        else:
+            feed = Ahead(self.rows, self.row, guided=guided, sampler=sampler, offset=offset, window=window)
+        feed.uncond += self.prompt.unfed
+        return feed
 
     def proceed(self, logits: list[NDArray[np.float32]] | None = None) -> Iterator[Step]:
         """The answer goes on to the next pass that it wants, or to its end."""
@@ -113,5 +117,5 @@ class Stream:
             self.loop = None
 
     def _go_back(self, lengths: tuple[int, int]) -> None:
-        self.rows.rollback(self.cond, lengths[0])
-        self.rows.rollback(self.uncond, lengths[1])
+        for number, length in enumerate(lengths):
+            self.rows.rollback(self.row + number, length)

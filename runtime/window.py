@@ -51,14 +51,14 @@ class Window:
         """Guesses for the next pass."""
         if self.fixed is not None:
             return self.fixed
-        best, widest = 0, 0.0
+        best, highest = 0, 0.0
         for width in WIDTHS:
             if not self.costs.known(width):
                 return width
             rate = self.tokens(width) / self.costs.seconds[width]
-            if rate > widest:
-                best, widest = width, rate
-            elif rate < HOPELESS * widest:
+            if rate > highest:
+                best, highest = width, rate
+            elif rate < HOPELESS * highest:
                 break  # wider ones cost more yet, and each further guess is right less often
         return best
 

@@ -115,8 +115,9 @@ Decoder::Decoder(Model model, int threads, const Kernels& kernels)
   for (int member = 0; member < threads; ++member) {
     const Range kv = share(d.kv_heads, member, threads);
     const Range ffn = share(d.intermediate / kChannels, member, threads);
-    const std::int64_t channels = std::max((kv.last - kv.first) * (d.heads / d.kv_heads + 2) * d.head_dim,
-                                           (ffn.last - ffn.first) * 2 * kChannels);
+    // Of logits every member computes a block at a time at least, also where there are more members than heads.
+    const std::int64_t channels = std::max({(kv.last - kv.first) * (d.heads / d.kv_heads + 2) * d.head_dim,
+                                            (ffn.last - ffn.first) * 2 * kChannels, kChannels});
     auto work = std::make_unique<Workspace>();
     work->stream.resize(tokens * static_cast<std::size_t>(d.hidden));
     work->normalised.resize(tokens * static_cast<std::size_t>(d.hidden));
@@ -147,6 +148,10 @@ void Decoder::check(const Cache& cache, std::span<const Segment> segments, std::
                             ") are not within the vocabulary of " + std::to_string(vocabulary));
   }
   for (const Segment& segment : segments) {
+    const auto of_row = [&](const Segment& other) { return other.row == segment.row; };
+    if (std::ranges::count_if(segments, of_row) != 1) {
+      throw std::invalid_argument("row " + std::to_string(segment.row) + " is fed twice in one pass");
+    }
     const std::int64_t room = std::min(cache.capacity(segment.row), model_.positions);
     const std::int64_t end = cache.length(segment.row) + static_cast<std::int64_t>(segment.tokens.size());
     if (end > room) {

@@ -103,8 +103,9 @@ class Decoder {
   }
 
   // Feeds the segments' tokens and appends them to the cache; `out` gets the logits over the ids [low, high) of each
-  // segment's last tokens, one segment's after another's. Allocates only for a pass longer than all before it. Throws
-  // std::out_of_range for a token, row, length or id that does not fit; the cache is then as it was.
+  // segment's last tokens, one segment's after another's. Buffers grow only for a pass longer than all before it.
+  // Throws std::out_of_range for a token, row, length or id that does not fit, std::invalid_argument for a row that
+  // comes twice; the cache is then as it was.
   void forward(Cache& cache, std::span<const Segment> segments, std::int64_t low, std::int64_t high, float* out);
 
  private:

@@ -60,13 +60,11 @@ def draw(
 
     pictures: dict[int, dict[str, Any]] = {}
     rows: dict[int, FinishedRow] = {}  # the newest of each picture that is not done
-    passes = 0
     started = time.perf_counter()
     try:
         for event in _with_progress(model, events, len(paths), quiet=quiet):
             if isinstance(event, FinishedRow):
                 rows[event.picture] = event
-                passes += event.passes
             elif isinstance(event, Preview) and preview is not None:
                 save(event.image, preview)
             elif isinstance(event, Picture):
@@ -76,20 +74,17 @@ def draw(
                 pictures[event.picture] = {"path": str(paths[event.picture]), **event.image.info[KEY]}
                 del rows[event.picture]
     except KeyboardInterrupt as error:
-        raise Interrupted(_save_partial(model, list(rows.values()), paths)) from error
+        done = [picture["path"] for picture in pictures.values()]
+        raise Interrupted(_save_partial(model, list(rows.values()), paths, done)) from error
     seconds = time.perf_counter() - started
-    return {
-        "pictures": [pictures[number] for number in sorted(pictures)],
-        "seconds": round(seconds, 4),
-        "passes": passes,
-    }
+    return {"pictures": [pictures[number] for number in sorted(pictures)], "seconds": round(seconds, 4)}
 
 
-def _save_partial(model: Model, rows: list[FinishedRow], paths: list[Path]) -> str:
+def _save_partial(model: Model, rows: list[FinishedRow], paths: list[Path], done: list[str]) -> str:
     """Keeps what interrupted pictures had; returns what to tell the user."""
     from mgpt_edge.runtime.metadata import save
 
-    said = []
+    said = [f"{path} is done" for path in done]
     for row in rows:
         partial = model.presenter.partial(row.tokens)
         if partial is not None:

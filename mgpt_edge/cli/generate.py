@@ -38,7 +38,7 @@ def generate(
         str | None, typer.Option(help="Rows of codes of --from-image that stay, such as 0-3 or 0-1,6.")
     ] = None,
     speculate: Annotated[
-        str | None, typer.Option(help="Codes to guess ahead: auto, off or a number; the picture stays the same.")
+        str | None, typer.Option(help="Codes to guess ahead: auto (where the picture stays the same), off or a number.")
     ] = None,
     approximate: Annotated[
         int | None,
@@ -105,6 +105,9 @@ def recorded(path: Path, model: Model) -> dict[str, Any]:
     if info.get("task", "text-to-image") not in FROM_WORDS:
         msg = f"{path} is the answer to another picture ({info['task']}), which it does not hold; see: mgpt transform"
         raise InvalidRequest(msg)
+    if info.get("kept_rows"):
+        msg = f"{path} has rows of another picture, which it does not hold: what is drawn now differs"
+        warnings.warn(msg, CompatibilityWarning, stacklevel=2)
     names = ("seed", *metadata.DRAWN_FROM)
     return {name: info[name] for name in names if name in info}
 

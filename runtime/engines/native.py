@@ -74,8 +74,8 @@ class NativeEngine(Graphs):
 
     def open(self, capacities: tuple[int, int], streams: int = 1) -> NativeRows:
         d = self.bundle.manifest.dimensions
-        if self.decoder.positions < max(capacities):
-            with self.lock:
+        with self.lock:
+            if self.decoder.positions < max(capacities):
                 self.decoder.rotate(*rotary_tables(max(capacities), d.head_dim, d.rope_theta))
         return NativeRows(self, capacities, streams)
 

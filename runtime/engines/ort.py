@@ -60,10 +60,11 @@ class OrtEngine(Graphs):
 
     def rotary(self, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Tables of at least `positions`; they grow and are shared by all streams."""
-        if len(self._tables[0]) < positions:
+        tables = self._tables
+        if len(tables[0]) < positions:
             dimensions = self.bundle.manifest.dimensions
-            self._tables = rotary_tables(positions, dimensions.head_dim, dimensions.rope_theta)
-        return self._tables
+            self._tables = tables = rotary_tables(positions, dimensions.head_dim, dimensions.rope_theta)
+        return tables
 
 
 @dataclass(slots=True)

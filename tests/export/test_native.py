@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -147,6 +148,35 @@ def test_a_pass_that_does_not_fit_changes_nothing(bundle, sequences, whole):
         rows.rollback(0, 7)
     assert (rows.length(0), rows.length(1)) == (6, 0)
     assert np.array_equal(rows.forward([Fed(0, sequences[0][6:8])], "text")[0][0], whole[0][7])
+
+
+@pytest.mark.parametrize("threads", [11, 16])
+def test_more_threads_than_there_is_work(bundle, sequences, whole, threads):
+    """Some members have neither a head nor a block of the feed-forward; all compute logits."""
+    (text,) = NativeEngine(bundle, threads).open((40, 0)).forward([Fed(0, sequences[0])], "text")
+    assert np.array_equal(text[0], whole[0][-1])
+
+
+def test_a_row_is_fed_once_a_pass(bundle, sequences):
+    rows = NativeEngine(bundle, 1).open((40, 40))
+    with pytest.raises(ValueError, match="row 1 is fed twice"):
+        rows.forward([Fed(1, sequences[0][:2]), Fed(1, sequences[0][2:4])], "text")
+    assert rows.length(1) == 0
+
+
+def test_python_threads_share_an_engine(bundle, sequences, whole):
+    """Each opens rows of its own, longer ones later, so that tables grow while others compute."""
+    engine = NativeEngine(bundle, 2)
+
+    def run(number):
+        rows = engine.open((40 + 500 * number, 0))
+        for token in sequences[0][:-1]:
+            rows.forward([Fed(0, [token])], "text")
+        return rows.forward([Fed(0, sequences[0][-1:])], "text")[0][0].copy()
+
+    with ThreadPoolExecutor(4) as pool:
+        for logits in pool.map(run, range(4)):
+            assert np.array_equal(logits, whole[0][-1])
 
 
 def test_the_file_is_safetensors_in_whole_cache_lines(bundle):

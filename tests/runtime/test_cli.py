@@ -51,7 +51,7 @@ def test_count_json_and_preview(mgpt, bundle):
     assert code == 0
     assert [picture["path"] for picture in result["pictures"]] == ["p-0.png", "p-1.png", "p-2.png"]
     assert [picture["seed"] for picture in result["pictures"]] == [8, 9, 10]
-    assert result["passes"] == 3 * (2 * 4 - 1)
+    assert [picture["passes"] for picture in result["pictures"]] == 3 * [2 * 4 - 1]
     assert np.array_equal(pixels("now.png"), pixels("p-2.png"))
     assert "warning" in err  # 32x64 is none of the checkpoint's sizes
 
@@ -172,6 +172,26 @@ def test_ctrl_c_saves_the_rows_so_far(bundle, tmp_path):
     assert "big.partial.png" in err
     assert pixels(tmp_path / "big.partial.png").shape == (1024, 1024, 3)
     assert not (tmp_path / "big.png").exists()
+
+
+def test_ctrl_c_names_what_was_finished(bundle, monkeypatch, tmp_path):
+    from mgpt_edge.cli import drawing
+    from mgpt_edge.runtime.answer import Picture
+    from mgpt_edge.runtime.model import load
+
+    model = load(bundle)
+
+    def interrupted():
+        for event in model.stream("a cat", size=(32, 64), seed=1, count=2, speculate="off"):
+            yield event
+            if isinstance(event, Picture):
+                raise KeyboardInterrupt
+
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    with pytest.raises(drawing.Interrupted, match=r"a\.png is done; .*b\.partial\.png|a\.png is done$") as error:
+        drawing.draw(model, interrupted(), paths, None, quiet=True)
+    assert "nothing" not in str(error.value)
+    assert (tmp_path / "a.png").exists()
 
 
 def test_disk_full_is_said(mgpt, bundle, monkeypatch):

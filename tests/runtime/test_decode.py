@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mgpt_edge.runtime.decode import decode
 from mgpt_edge.runtime.engines import load_engine
+from mgpt_edge.runtime.engines.native import NativeRows
 from mgpt_edge.runtime.grammar import Form
 from mgpt_edge.runtime.job import Job
 from mgpt_edge.runtime.layout import ImageLayout
@@ -74,22 +75,23 @@ sizes = st.sampled_from([(32, 32), (64, 32), (32, 64)])
 
 @settings(max_examples=15)
 @given(
-    asked=st.lists(st.tuples(prompts, sizes, st.integers(1, 4)), min_size=1, max_size=3),
+    asked=st.lists(st.tuples(prompts, sizes, st.integers(1, 4), st.sampled_from([1.0, 2.0])), min_size=1, max_size=3),
     streams=st.integers(2, 5),
-    guidance=st.sampled_from([1.0, 2.0]),
     width=st.sampled_from([None, 3]),
+    group=st.sampled_from([1, 3]),
 )
-def test_an_answer_does_not_know_what_is_drawn_beside_it(native, asked, streams, guidance, width):
+def test_an_answer_does_not_know_what_is_drawn_beside_it(native, asked, streams, width, group):
+    settings = {"speculate": 3, "approximate": group} if width else {}
     jobs = [
-        job(native, [1, *prompt], size, count=count, seed=number, guidance=guidance)
-        for number, (prompt, size, count) in enumerate(asked)
+        job(native, [1, *prompt], size, count=count, seed=number, guidance=guidance, **settings)
+        for number, (prompt, size, count, guidance) in enumerate(asked)
     ]
-    alone, tokens, _ = answers(native, jobs, 1)
     window = None if width is None else Window(width, Costs())
+    alone, tokens, _ = answers(native, jobs, 1, window)
     beside, others, _ = answers(native, jobs, streams, window)
     assert beside == alone
     assert others == tokens
-    assert list(alone) == list(range(sum(count for _, _, count in asked)))
+    assert list(alone) == list(range(sum(count for _, _, count, _ in asked)))
 
 
 def test_words_and_pictures_take_turns(native):
@@ -134,7 +136,29 @@ def test_streams_are_as_many_as_memory_takes(bundle_of, monkeypatch):
     from mgpt_edge.runtime import memory
 
     manifest = bundle_of("7b", "int8", "native").manifest
+    layout, capacities = ImageLayout(64, 32, manifest.vocabulary), (100, 50)
     each = memory._token_bytes(manifest) * 150
-    for free, expected in ((100 * each, 8), (6 * each, 3), (each, 1), (0, 1)):
+    one = memory._beyond_weights(memory.estimate(manifest, layout, capacities, 20, reads=True))
+    for free, expected in ((one + 100 * each, 8), (one + 6 * each, 4), (one, 1), (0, 1)):
         monkeypatch.setattr(memory, "available_bytes", lambda free=free: free)
-        assert memory.streams_that_fit(manifest, (100, 50), 8) == expected
+        assert memory.streams_that_fit(manifest, layout, capacities, 20, 8) == expected
+
+
+def test_a_picture_of_any_size_begins_in_both_rows(native):
+    """Without a size, begin-of-image is forced and the rest is the model's: the unconditional row sees it all."""
+    asked = job(native, [1, 91, 92], guidance=2.0)
+    free = replace(asked, form=replace(asked.form, layout=None, limit=20_000))
+    rows = native.open((20_010, 20_000))
+    seen = [[], []]
+
+    def forward(feeds, head):
+        for fed in feeds:
+            seen[fed.row] += fed.tokens
+        return NativeRows.forward(rows, feeds, head)
+
+    rows.forward = forward
+    next(decode(rows, [free]))
+    begun = seen[0].index(free.form.vocabulary.begin_image)
+    drawn = seen[0][begun:]
+    assert len(seen[1]) > 3
+    assert seen[1] == drawn[: len(seen[1])]

@@ -151,6 +151,34 @@ def test_pictures_in_an_answer_have_the_size_that_was_asked_for(model, decoder):
     assert end.tokens == plain(decoder, model, history, request, size=(96, 32), limit=200)
 
 
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_guesses_change_no_conversation(bundle_of, photo, guidance):
+    """Earlier turns in the rows, pictures in answers, and one that is cut within a picture."""
+    model = mgpt_edge.load(bundle_of("talker", "int8", "native").folder)
+
+    def said(speculate, limit):
+        chat = model.chat(seed=10, guidance=guidance, speculate=speculate, max_tokens=limit)
+        return [turn(chat, *said) for said in (("what is that?", [photo]), ("again", []), ("so", [photo]))]
+
+    def turn(chat, text, images):
+        try:
+            return chat.say(text, images).end.tokens
+        except IncompleteAnswer as error:
+            return str(error), error.tokens
+
+    for limit in (None, 12, 20, 31):
+        assert said("auto", limit) == said(9, limit) == said("off", limit)
+
+
+def test_several_answers_come_in_the_order_of_their_seeds(bundle_of, photo):
+    model = mgpt_edge.load(bundle_of("talker", "int8", "native").folder)
+    settings = {"size": (64, 64), "guidance": 2.0, "temperature": 0.5, "speculate": 8}
+    several = model.transform(photo, "depth", seed=3, count=4, **settings)
+    assert [image.info["mgpt"]["seed"] for image in several] == [3, 4, 5, 6]
+    for number, image in enumerate(several):
+        assert image.tobytes() == model.transform(photo, "depth", seed=3 + number, **settings).tobytes()
+
+
 def test_streamed_text_is_the_answer(model):
     for seed in range(6):
         events = list(model.stream("so", task="chat", seed=seed))
