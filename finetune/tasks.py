@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from mgpt_edge.finetune.album import Album
     from mgpt_edge.finetune.draw import Sampling
+    from mgpt_edge.finetune.world import Scene
 
     Task = Callable[[Album, np.random.Generator], list[Turn]]
 
@@ -65,8 +66,7 @@ def edit(album: Album, rng: np.random.Generator) -> list[Turn]:
 def answer(album: Album, rng: np.random.Generator) -> list[Turn]:
     """Two to four questions about a picture, one after another."""
     index, mirrored = int(rng.integers(album.count("picture"))), bool(rng.integers(2))
-    asked = questions(album.scene(index, mirrored), rng, int(rng.integers(2, 5)))
-    turns = [turn for question in asked for turn in (Turn(question.text), Turn(question.answer))]
+    turns = _dialogue(album.scene(index, mirrored), rng)
     turns[0] = Turn(turns[0].text, (album.tokens("picture", index, mirrored),))
     return turns
 
@@ -79,10 +79,16 @@ def describe(album: Album, rng: np.random.Generator) -> list[Turn]:
 
 
 def text_only(album: Album, rng: np.random.Generator) -> list[Turn]:
-    """A description in words and a question about it."""
+    """A description in words and two to four questions about it."""
     scene = album.scene(int(rng.integers(len(album.scenes))), bool(rng.integers(2)))
-    question = questions(scene, rng)[0]
-    return [Turn(f"{description(scene)} {question.text}"), Turn(question.answer)]
+    turns = _dialogue(scene, rng)
+    turns[0] = Turn(f"{description(scene)} {turns[0].text}")
+    return turns
+
+
+def _dialogue(scene: Scene, rng: np.random.Generator) -> list[Turn]:
+    asked = questions(scene, rng, int(rng.integers(2, 5)))
+    return [turn for question in asked for turn in (Turn(question.text), Turn(question.answer))]
 
 
 def _read_off(album: Album, rng: np.random.Generator, kind: str) -> list[Turn]:
