@@ -96,21 +96,22 @@ def default_plan() -> Plan:
     importance = {"depth": 1.0, "normals": 0.5, "segmentation": 0.5, "edges": 0.1}
     dense = (VQPictures(side, kind, 1000, 0.035, importance[kind]) for side in (128, 256) for kind in KINDS[1:])
     small = GroupPlan({("text-to-image", SQUARE_128): 1.0}, batch=32)
+    words = GroupPlan({("text-only", SQUARE_128): 1.0}, batch=64, weight=0.15)
     large = {("text-to-image", SQUARE_256): 5.0}
     return Plan(
         vq=VQRecipe(steps=14000),
         vq_pictures=(*colors, *dense),
         albums={
-            SQUARE_128: _album(24000, 4000, 6000),
+            SQUARE_128: _album(60000, 12000, 12000),
             SQUARE_192: _album(10000, 2500, 3000),
             WIDE: {"picture": 4000},
             HIGH: {"picture": 4000},
             SQUARE_256: _album(7000, 1000, 1000),
         },
         stages=(
-            StagePlan(128, (small,), Recipe(steps=6000, rate=1.8e-3)),
-            StagePlan(192, (_short(1.0), _long(0.3)), Recipe(steps=6000, rate=1.2e-3)),
-            StagePlan(256, (_short(0.3), _long(0.7, large), _longest(0.1)), Recipe(steps=3000, rate=8e-4)),
+            StagePlan(128, (small, words), Recipe(steps=4500, rate=1.8e-3, muon=True)),
+            StagePlan(192, (_short(1.0), _long(0.3)), Recipe(steps=6000, rate=1.2e-3, muon=True)),
+            StagePlan(256, (_short(0.3), _long(0.7, large), _longest(0.1)), Recipe(steps=3000, rate=8e-4, muon=True)),
         ),
     )
 

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mgpt_edge.export.config import DecoderConfig
 from mgpt_edge.finetune.conversation import UNLABELLED, Batch
 from mgpt_edge.finetune.files import replace_atomically
+from mgpt_edge.finetune.optimizer import MuonAdamW, adamw
 from mgpt_edge.finetune.parallel import ALONE, Processes
 from mgpt_edge.finetune.vq import cosine
 
@@ -38,6 +39,7 @@ class Recipe:
     """How a stage is trained (facts of the family: cross-entropy + 1e-5 z-loss, AdamW 0.9/0.95, clipping).
 
     Attributes:
+        muon: Whether the blocks' matrices follow Muon in place of AdamW.
         ramp: Steps in which the learning rate rises to `rate`.
         floor: Share of the learning rate that is left at the last step; at 1 it is constant.
         average: Of the weights' moving average, which is what a checkpoint gets; 0 is none.
@@ -52,6 +54,7 @@ class Recipe:
     average: float = 0.998
     seed: int = 0
     ramp: int = 100
+    muon: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 <= self.average < 1:
@@ -110,13 +113,8 @@ class Stage:
         self.model, self.corpus, self.recipe, self.folder, self.name = model, corpus, recipe, folder, name
         self.processes, self.rows = processes, rows
         trained = [p for p in model.parameters() if p.requires_grad]
-        decayed = [p for p in trained if p.dim() == 2]
-        others = [p for p in trained if p.dim() != 2]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=recipe.rate,
-            betas=(0.9, 0.95),
-        )
+        steps = recipe.rate, recipe.weight_decay
+        self.optimizer = MuonAdamW(model, *steps) if recipe.muon else adamw(trained, *steps)
         weights = model.state_dict()
         self.average = {name: value.clone() for name, value in weights.items()} if recipe.average else weights
         self.step = 0

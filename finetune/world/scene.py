@@ -113,8 +113,9 @@ def sample_scene(seed: int, split: str = "train", solids: int | None = None) -> 
     light = LIGHTS[rng.integers(len(LIGHTS))]
     attempts = 0
     while True:
-        placed = [_place(rng, look, count) for look in looks]
-        if _well_placed(placed):
+        # Most attempts fail at once, so solids are only made where they are inside the picture.
+        places = _places(rng, count)
+        if all(map(_inside, looks, places)) and _apart(placed := list(map(_placed, looks, places))):
             return Scene(tuple(placed), floor, light)
         attempts += 1
         if attempts % 400 == 0:  # too crowded: one solid less is large
@@ -141,20 +142,28 @@ def _with_one_smaller(looks: list[tuple[str, str, str, str]]) -> list[tuple[str,
     return [(*look[:2], "small", look[3]) if i == at else look for i, look in enumerate(looks)]
 
 
-def _place(rng: np.random.Generator, look: tuple[str, str, str, str], count: int) -> Solid:
+def _places(rng: np.random.Generator, count: int) -> list[tuple[float, float, float]]:
+    """Where so many solids stand: x and y in metres, yaw in radians."""
+    x, y = (0.6, 0.6) if count == 1 else (0.95, 1.1)
+    reach = (x, y, math.pi / 4) * count
+    drawn = [-r + 2 * r * share for r, share in zip(reach, rng.random(3 * count).tolist(), strict=True)]
+    return list(zip(drawn[::3], drawn[1::3], drawn[2::3], strict=True))
+
+
+def _inside(look: tuple[str, str, str, str], place: tuple[float, float, float]) -> bool:
+    """Whether a square picture shows the solid whole."""
+    # Half the width that it shows grows with the distance from the camera.
+    return abs(place[0]) + RADIUS[look[2]] <= 0.236 * (place[1] + 6.0)
+
+
+def _placed(look: tuple[str, str, str, str], place: tuple[float, float, float]) -> Solid:
     color, shape, size, finish = look
-    reach = 0.6 if count == 1 else 0.95
-    x = float(rng.uniform(-reach, reach))
-    y = float(rng.uniform(-0.6, 0.6) if count == 1 else rng.uniform(-1.1, 1.1))
-    return Solid(shape, color, size, finish, x, y, float(rng.uniform(-math.pi / 4, math.pi / 4)))
+    return Solid(shape, color, size, finish, *place)
 
 
-def _well_placed(solids: list[Solid]) -> bool:
-    """All solids are inside a square picture, no two touch or hide one another, and every relation is plain."""
+def _apart(solids: list[Solid]) -> bool:
+    """No two solids touch or hide one another, and every relation is plain."""
     for i, one in enumerate(solids):
-        # Half the width that a square picture shows grows with the distance from the camera.
-        if abs(one.x) + one.radius > 0.236 * (one.y + 6.0):
-            return False
         for other in solids[:i]:
             touch = math.hypot(one.x - other.x, one.y - other.y) < 1.15 * (one.radius + other.radius)
             if touch or relation(one, other) is None or _hidden(one, other):

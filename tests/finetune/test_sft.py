@@ -22,6 +22,7 @@ from mgpt_edge.finetune.album import Album
 from mgpt_edge.finetune.conversation import UNLABELLED, Turn, encode_conversation
 from mgpt_edge.finetune.corpus import Corpus, Group, Part, world_text
 from mgpt_edge.finetune.draw import Sampling, draw, say
+from mgpt_edge.finetune.optimizer import MuonAdamW
 from mgpt_edge.finetune.pictures import Pictures
 from mgpt_edge.finetune.sft import Recipe, Stage, initialise, small_decoder
 from mgpt_edge.finetune.tasks import TASKS
@@ -173,9 +174,10 @@ def test_one_mark_for_each_picture(tokenizer: Tokenizer) -> None:
         encode_conversation([Turn("<|image|> and <|image|>", ([5],))], for_text(tokenizer), vocabulary)
 
 
-def run(corpus: Corpus, folder: Path, stop: int) -> list[float]:
+def run(corpus: Corpus, folder: Path, stop: int, muon: bool = False) -> list[float]:
     torch.set_num_threads(1)
-    stage = Stage(tiny(corpus.vocabulary.size), corpus, Recipe(steps=60, rate=3e-3), folder, "stage")
+    recipe = Recipe(steps=60, rate=3e-3, muon=muon)
+    stage = Stage(tiny(corpus.vocabulary.size), corpus, recipe, folder, "stage")
     stage.resume()
     losses = []
     while stage.step < stop:
@@ -184,11 +186,21 @@ def run(corpus: Corpus, folder: Path, stop: int) -> list[float]:
     return losses
 
 
-def test_training_learns_and_resumes_alike(corpus: Corpus, tmp_path: Path) -> None:
-    whole = run(corpus, tmp_path / "whole", 30)
-    assert np.mean(whole[-5:]) < 0.93 * whole[0]
-    run(corpus, tmp_path / "cut", 12)
-    assert run(corpus, tmp_path / "cut", 30) == whole[12:]
+@pytest.mark.parametrize("muon", [False, True])
+def test_training_learns_and_resumes_alike(corpus: Corpus, tmp_path: Path, muon: bool) -> None:
+    whole = run(corpus, tmp_path / "whole", 30, muon)
+    assert np.mean(whole[-5:]) < 0.95 * whole[0]
+    run(corpus, tmp_path / "cut", 12, muon)
+    assert run(corpus, tmp_path / "cut", 30, muon) == whole[12:]
+
+
+def test_muon_takes_the_blocks_matrices_and_adamw_the_rest(corpus: Corpus) -> None:
+    model = tiny(corpus.vocabulary.size)
+    muon, adamw = MuonAdamW(model, 1e-3, 0.1).parts
+    taken = {id(p) for group in muon.param_groups for p in group["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in taken}
+    assert names == {name for name, _ in model.named_parameters() if name.endswith("proj.weight")}
+    assert len(taken) + sum(len(group["params"]) for group in adamw.param_groups) == len(list(model.parameters()))
 
 
 def test_another_recipe_is_refused(corpus: Corpus, tmp_path: Path) -> None:
