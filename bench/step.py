@@ -24,6 +24,7 @@ from transformers import DynamicCache
 
 from mgpt_edge.bench.peers import chameleon
 from mgpt_edge.bench.random_checkpoint import SHAPES, write_checkpoint
+from mgpt_edge.bench.roofline import PRECISIONS, Decode
 from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.runtime import memory
@@ -56,7 +57,8 @@ def step(
         checkpoint = Checkpoint.open(Path(folder) / "checkpoint")
         sides = dict(_engines(checkpoint, Path(folder), context, cores))
         sides |= dict(_references(checkpoint, context))
-        facts = _measure(sides, rounds, _step_bytes(checkpoint, context), cores)
+        decode = Decode(checkpoint.config, checkpoint.vocabulary.codes, PRECISIONS["int8"])
+        facts = _measure(sides, rounds, decode.step_bytes(context), cores)
     if as_json:
         print(json.dumps({"shape": shape, "context": context, "threads": cores, **facts}))
         return
@@ -124,16 +126,7 @@ def _references(checkpoint: Checkpoint, context: int) -> Any:
         yield f"reference loop, {str(dtype).removeprefix('torch.')}", run
 
 
-def _step_bytes(checkpoint: Checkpoint, context: int) -> int:
-    """Bytes that any int8 step has to read: every linear of the layers, the image head, and both rows' K/V."""
-    config, vocabulary = checkpoint.config, checkpoint.vocabulary
-    shapes = config.shapes().items()
-    linears = sum(shape[0] * shape[1] for name, shape in shapes if name.endswith("_proj.weight"))
-    cache = 2 * context * 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    return linears + vocabulary.codes * config.hidden_size + cache
-
-
-def _measure(sides: dict[str, Callable[[], None]], rounds: int, least: int, threads: int) -> dict[str, Any]:
+def _measure(sides: dict[str, Callable[[], None]], rounds: int, least: float, threads: int) -> dict[str, Any]:
     """Median milliseconds of each side, its ratio to the native engine round by round, and the memory's own speed."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     bandwidths = []

@@ -15,6 +15,8 @@ VERBS = {
     "step": "one guided token: our engines, the family's own loop, the least that memory allows",
     "sampler": "one draw: ours, NumPy and PyTorch",
     "chat": "what a further turn costs",
+    "ceiling": "what this machine allows: memory, matrix products, the least time of a code",
+    "simulate": "an estimate for a machine that is not at hand",
     "quality": "how often the small model does what it is asked",
 }
 SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}

@@ -1,0 +1,111 @@
+"""What this machine allows at most: how fast memory is read and copied, products are made, and so a code is drawn.
+
+The least time of a guided code is that of reading its bytes at the bandwidth of all threads, whatever the program.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from mgpt_edge.bench.random_checkpoint import SHAPES
+from mgpt_edge.bench.roofline import PRECISIONS, Decode
+from mgpt_edge.runtime import memory
+from mgpt_edge.runtime._native import read_bandwidth
+from mgpt_edge.runtime.calibration import machine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BUFFER = 1 << 29  # bytes; far more than any cache holds
+MATRIX = 2048
+ROUNDS = 5
+SHOWN = {"375m": (512, 512), "7b": (768, 768)}
+PROMPT = 64
+
+
+def ceiling(
+    threads: Annotated[int | None, typer.Option(min=1, help="At most; all cores unless given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Measure the machine, and print what follows."""
+    cores = threads or memory.physical_cores()
+    counts = sorted({1, *(2**k for k in range(1, 8) if 2**k < cores), cores})
+    read = {count: _median(lambda count=count: read_bandwidth(BUFFER, count, 0.2)) for count in counts}
+    facts: dict[str, Any] = {
+        "machine": machine(),
+        "read_gb_s": read,
+        "copy_gb_s": {count: _copies(count) for count in counts},
+        "tera_operations_s": _products(cores),
+        "codes": least(read[cores]),
+    }
+    if as_json:
+        print(json.dumps(facts))
+        return
+    print(facts["machine"])
+    for count in counts:
+        print(f"{count:2} threads   read {read[count]:6.1f} GB/s   copy {facts['copy_gb_s'][count]:6.1f} GB/s")
+    for name, rate in facts["tera_operations_s"].items():
+        print(f"{name:5} products of {MATRIX}x{MATRIX}   {rate:6.2f} tera-operations/s")
+    for shape, precisions in facts["codes"].items():
+        for name, of in precisions.items():
+            print(f"{shape:5} {name:6} at least {of['ms']:8.2f} ms a code, {of['s']:8.2f} s a picture of {of['size']}")
+
+
+def least(gb_s: float) -> dict[str, dict[str, dict[str, Any]]]:
+    """By shape and precision: the least milliseconds a code and seconds a picture at this bandwidth."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for shape, size in SHOWN.items():
+        form = SHAPES[shape]
+        for name, precision in PRECISIONS.items():
+            passes, read = Decode(form.decoder, form.vq.codes, precision).picture_bytes(size, PROMPT, form.vq.stride)
+            seconds = read / (1e9 * gb_s)
+            of = {"ms": 1e3 * seconds / passes, "s": seconds, "size": f"{size[0]}x{size[1]}"}
+            found.setdefault(shape, {})[name] = of
+    return found
+
+
+def _copies(threads: int) -> float:
+    """GB/s that are copied, each byte counted once."""
+    source = np.ones(BUFFER // 2, np.uint8)
+    target = np.zeros_like(source)
+    parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
+    with ThreadPoolExecutor(threads) as pool:
+        return _median(
+            lambda: source.nbytes / _seconds(lambda: list(pool.map(lambda pair: np.copyto(*pair), parts))) / 1e9
+        )
+
+
+def _products(threads: int) -> dict[str, float]:
+    """PyTorch's matrix products by type, 1e12 multiplications and additions a second."""
+    torch.set_num_threads(threads)
+    integers = torch.randint(-128, 128, (MATRIX, MATRIX), dtype=torch.int8)
+    floats = torch.randn(MATRIX, MATRIX)
+    brains = floats.bfloat16()
+    sides: dict[str, Callable[[], object]] = {
+        "int8": lambda: torch._int_mm(integers, integers),  # noqa: SLF001  PyTorch's only int8 product
+        "bf16": lambda: brains @ brains,
+        "fp32": lambda: floats @ floats,
+    }
+    for product in sides.values():
+        product()
+    return {
+        name: _median(lambda product=product: 2e-12 * MATRIX**3 / _seconds(product)) for name, product in sides.items()
+    }
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _median(measure: Callable[[], float]) -> float:
+    return statistics.median(measure() for _ in range(ROUNDS))

@@ -1,0 +1,67 @@
+"""Seconds a picture on a machine that is not at hand: an estimate from bytes and bandwidth, never a measurement.
+
+A guided code reads every weight and both rows' K/V once. Left out: the prompt's pass, the VQ decoder, everything
+outside the passes. `--device here` takes this machine's bandwidth, measured now, and the share of it that the native
+engine reached.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from mgpt_edge.bench.random_checkpoint import SHAPES
+from mgpt_edge.bench.roofline import PRECISIONS, Decode, Device, device
+from mgpt_edge.cli.drawing import parse_size
+from mgpt_edge.runtime import memory
+from mgpt_edge.runtime._native import read_bandwidth
+
+HERE = "here"
+NATIVE_SHARE = 0.88  # of the bandwidth in the same minute: 375m, context 600, two AMD cores (docs/decisions.md)
+MEMORY_FOR_THE_REST = 1.5  # GiB: system, VQ decoder, workspaces
+
+
+def simulate(
+    name: Annotated[str, typer.Option("--device", help="A machine, or here; an unknown name lists them.")] = HERE,
+    shape: Annotated[str, typer.Option(help="One of the random checkpoints' shapes.")] = "7b",
+    size: Annotated[str | None, typer.Option(help="WxH; the shape's own unless given.")] = None,
+    saved: Annotated[float, typer.Option(min=1, help="Passes that speculation saves, as a factor; 1 is none.")] = 1.0,
+    prompt: Annotated[int, typer.Option(min=0, help="Tokens of the prompt.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Estimate a picture in every precision."""
+    target = SHAPES[shape].target_size
+    pixels = parse_size(size) if size else (target, target)
+    machine = here() if name == HERE else device(name)
+    facts = estimates(machine, shape, pixels, saved, prompt)
+    if as_json:
+        print(json.dumps({"estimate": True, "device": name, "shape": shape, "size": pixels, "precisions": facts}))
+        return
+    print(f"an estimate, not a measurement: {shape}, {pixels[0]}x{pixels[1]}, {name}")
+    print(f"assumed: {machine.gb_s:g} GB/s, {machine.share:.0%} of it reached ({machine.source}),")
+    print(f"         {machine.gib:g} GiB of memory, prompt of {prompt} tokens, speculation saves {saved:g}x")
+    for precision, of in facts.items():
+        note = "" if of["fits"] else "  does not fit"
+        print(f"{precision:6} {of['gb']:6.1f} GB  {of['ms']:8.2f} ms a code  {of['s']:8.1f} s a picture{note}")
+
+
+def estimates(machine: Device, shape: str, size: tuple[int, int], saved: float, prompt: int) -> dict[str, Any]:
+    """By precision: gigabytes of weights and K/V, milliseconds a code, seconds a picture, whether it fits."""
+    form, found = SHAPES[shape], {}
+    for name, precision in PRECISIONS.items():
+        decode = Decode(form.decoder, form.vq.codes, precision)
+        passes, read = decode.picture_bytes(size, prompt, form.vq.stride)
+        held = decode.held_bytes(passes + prompt)
+        seconds = read / (1e9 * machine.gb_s * machine.share) / saved
+        fits = held + MEMORY_FOR_THE_REST * 2**30 < machine.gib * 2**30
+        found[name] = {"gb": held / 1e9, "ms": 1e3 * seconds / passes, "s": seconds, "fits": fits}
+    return found
+
+
+def here() -> Device:
+    """This machine, its bandwidth measured now."""
+    threads = memory.physical_cores()
+    gb_s = read_bandwidth(1 << 29, threads, 0.5)
+    return Device(gb_s, memory.available_bytes() / 2**30, NATIVE_SHARE, "the native engine's, measured once")

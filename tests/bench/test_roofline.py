@@ -1,0 +1,94 @@
+"""What a code has to read: counted against transformers' model, and the estimates made of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import ChameleonConfig, ChameleonModel, DynamicCache
+from typer.testing import CliRunner
+
+from mgpt_edge.bench import simulate
+from mgpt_edge.bench.ceiling import least
+from mgpt_edge.bench.random_checkpoint import SHAPES
+from mgpt_edge.bench.roofline import DEVICES, PRECISIONS, Decode, Device, device
+from mgpt_edge.cli import app
+from mgpt_edge.runtime.errors import InvalidRequest
+
+SHAPE = SHAPES["tiny"]
+
+
+@pytest.fixture(scope="module")
+def chameleon() -> ChameleonModel:
+    config = SHAPE.decoder
+    return ChameleonModel(
+        ChameleonConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            vocabulary_map={"<image>": 4},
+            vq_config={"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "num_embeddings": 8},
+        )
+    ).eval()
+
+
+def test_weights_are_transformers_linears_and_the_image_head(chameleon: ChameleonModel) -> None:
+    linears = [module for module in chameleon.layers.modules() if isinstance(module, torch.nn.Linear)]
+    weights = sum(linear.weight.numel() for linear in linears) + SHAPE.vq.codes * SHAPE.decoder.hidden_size
+    for name, bits in (("bf16", 16), ("int8", 8), ("int4", 4.5)):
+        assert Decode(SHAPE.decoder, SHAPE.vq.codes, PRECISIONS[name]).weight_bytes == weights * bits / 8
+
+
+def test_a_step_reads_both_rows_of_transformers_cache(chameleon: ChameleonModel) -> None:
+    cache = DynamicCache(config=chameleon.config)
+    with torch.inference_mode():
+        chameleon(input_ids=torch.zeros(2, 5, dtype=torch.int64), past_key_values=cache, use_cache=True)
+    elements = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    decode = Decode(SHAPE.decoder, SHAPE.vq.codes, PRECISIONS["bf16"])
+    assert decode.step_bytes(5) - decode.step_bytes(0) == 2 * elements
+
+
+def test_a_picture_is_the_sum_of_its_steps() -> None:
+    decode = Decode(SHAPE.decoder, SHAPE.vq.codes, PRECISIONS["int8"])
+    passes, read = decode.picture_bytes((128, 64), 10, 16)
+    # The conditional row holds the prompt besides; grid tokens and row ends lie between the codes.
+    before = [3 + code + code // 8 for code in range(passes)]
+    steps = sum(decode.step_bytes((10 + 2 * held) / 2) for held in before)
+    assert passes == 32
+    assert read == pytest.approx(steps, rel=0.01)
+
+
+def test_an_estimate_falls_with_bandwidth_and_speculation() -> None:
+    slow, fast = Device(100, 64, 0.5, "test"), Device(200, 64, 0.5, "test")
+    once, twice = (simulate.estimates(machine, "375m", (512, 512), 1.0, 64) for machine in (slow, fast))
+    fewer = simulate.estimates(slow, "375m", (512, 512), 2.0, 64)
+    for name in PRECISIONS:
+        assert once[name]["s"] == pytest.approx(2 * twice[name]["s"]) == pytest.approx(2 * fewer[name]["s"])
+    # At its whole bandwidth a machine does what `bench ceiling` says is the least.
+    whole = simulate.estimates(Device(100, 64, 1.0, "test"), "375m", (512, 512), 1.0, 64)
+    assert whole["int8"]["ms"] == pytest.approx(least(100)["375m"]["int8"]["ms"])
+
+
+def test_what_does_not_fit_is_said() -> None:
+    found = simulate.estimates(DEVICES["orin-nano"], "7b", (768, 768), 1.0, 64)
+    assert not found["bf16"]["fits"]
+    assert not found["int8"]["fits"]
+    assert found["int4"]["fits"]
+
+
+def test_an_unknown_device_gets_the_nearest_name() -> None:
+    with pytest.raises(InvalidRequest, match="did you mean orin-agx-64"):
+        device("orin-agx")
+
+
+def test_the_command_says_that_it_estimates() -> None:
+    run = CliRunner().invoke(app, ["bench", "simulate", "--device", "thor", "--size", "512x512"])
+    assert run.exit_code == 0, run.output
+    assert "an estimate, not a measurement" in run.output
+    told = json.loads(CliRunner().invoke(app, ["bench", "simulate", "--device", "thor", "--json"]).output)
+    assert told["estimate"] is True
+    assert told["precisions"].keys() == PRECISIONS.keys()
