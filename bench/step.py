@@ -34,9 +34,11 @@ from mgpt_edge.runtime.engines.base import Fed
 from mgpt_edge.runtime.sampling import Sampler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from mgpt_edge.runtime.engines.base import Engine
+
+    Step = Callable[[], None]
 
 GUIDANCE, TOP_K = 3.0, 2000
 STREAMS = 4
@@ -55,10 +57,10 @@ def step(
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder) / "checkpoint", SHAPES[shape], vq=False)
         checkpoint = Checkpoint.open(Path(folder) / "checkpoint")
-        sides = dict(_engines(checkpoint, Path(folder), context, cores))
+        sides = dict(engines(checkpoint, Path(folder), context, cores))
         sides |= dict(_references(checkpoint, context))
         decode = Decode(checkpoint.config, checkpoint.vocabulary.codes, PRECISIONS["int8"])
-        facts = _measure(sides, rounds, decode.step_bytes(context), cores)
+        facts = measure(sides, rounds, decode.step_bytes(context), cores)
     if as_json:
         print(json.dumps({"shape": shape, "context": context, "threads": cores, **facts}))
         return
@@ -68,11 +70,14 @@ def step(
     print(f"least time for the int8 bytes {facts['least_ms']:.2f} ms: {facts['native_share']:.0%} of the native step")
 
 
-def _engines(checkpoint: Checkpoint, folder: Path, context: int, threads: int) -> Any:
+def engines(
+    checkpoint: Checkpoint, folder: Path, context: int, threads: int, names: Sequence[str] = ("native", "cpu")
+) -> Iterator[tuple[str, Step]]:
+    """The int8 bundle of each engine, made in `folder`, and where it takes several streams, several of them."""
     low, high = checkpoint.vocabulary.code_range
     tokens = np.random.default_rng(0).integers(low, high, context).tolist()
     sampler = Sampler(GUIDANCE, TOP_K, 1.0, 0)
-    for name in ("native", "cpu"):
+    for name in names:
         bundle = export_bundle(checkpoint, folder / name, precision="int8", engine=name)
         engine = load_engine(bundle, threads)
         yield f"{name}, int8", _step(engine, 1, tokens, sampler, low, high)
@@ -80,7 +85,7 @@ def _engines(checkpoint: Checkpoint, folder: Path, context: int, threads: int) -
             yield f"{name}, int8, {STREAMS} streams", _step(engine, STREAMS, tokens, sampler, low, high)
 
 
-def _step(engine: Engine, streams: int, tokens: list[int], sampler: Sampler, low: int, high: int) -> Callable[[], None]:
+def _step(engine: Engine, streams: int, tokens: list[int], sampler: Sampler, low: int, high: int) -> Step:
     """One guided code of each stream, behind `tokens`."""
     context = len(tokens)
     rows, every = engine.open((context + 8, context + 8), streams), range(2 * streams)
@@ -98,7 +103,7 @@ def _step(engine: Engine, streams: int, tokens: list[int], sampler: Sampler, low
 
 
 @torch.inference_mode()
-def _references(checkpoint: Checkpoint, context: int) -> Any:
+def _references(checkpoint: Checkpoint, context: int) -> Iterator[tuple[str, Step]]:
     low, high = checkpoint.vocabulary.code_range
     tokens = torch.from_numpy(np.random.default_rng(0).integers(low, high, (1, context)))
     for dtype in (torch.float32, torch.bfloat16):
@@ -126,7 +131,7 @@ def _references(checkpoint: Checkpoint, context: int) -> Any:
         yield f"reference loop, {str(dtype).removeprefix('torch.')}", run
 
 
-def _measure(sides: dict[str, Callable[[], None]], rounds: int, least: float, threads: int) -> dict[str, Any]:
+def measure(sides: dict[str, Step], rounds: int, least: float, threads: int) -> dict[str, Any]:
     """Median milliseconds of each side, its ratio to the native engine round by round, and the memory's own speed."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     bandwidths = []

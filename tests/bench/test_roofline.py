@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from transformers import ChameleonConfig, ChameleonModel, DynamicCache
 from typer.testing import CliRunner
 
-from mgpt_edge.bench import simulate
+from mgpt_edge.bench import simulate, step
 from mgpt_edge.bench.ceiling import least
-from mgpt_edge.bench.random_checkpoint import SHAPES
+from mgpt_edge.bench.random_checkpoint import SHAPES, write_checkpoint
 from mgpt_edge.bench.roofline import DEVICES, PRECISIONS, Decode, Device, device
 from mgpt_edge.cli import app
+from mgpt_edge.export.checkpoint import Checkpoint
+from mgpt_edge.runtime import memory
 from mgpt_edge.runtime.errors import InvalidRequest
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 SHAPE = SHAPES["tiny"]
+CONTEXT = 600
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +99,14 @@ def test_the_command_says_that_it_estimates() -> None:
     told = json.loads(CliRunner().invoke(app, ["bench", "simulate", "--device", "thor", "--json"]).output)
     assert told["estimate"] is True
     assert told["precisions"].keys() == PRECISIONS.keys()
+
+
+@pytest.mark.slow
+def test_it_predicts_this_machine(tmp_path: Path) -> None:
+    """Bandwidth and step are measured in turns, since both move within seconds."""
+    write_checkpoint(tmp_path / "checkpoint", SHAPES["375m"], vq=False)
+    checkpoint, threads = Checkpoint.open(tmp_path / "checkpoint"), memory.physical_cores()
+    sides = dict(step.engines(checkpoint, tmp_path, CONTEXT, threads, ("native",)))
+    decode = Decode(checkpoint.config, checkpoint.vocabulary.codes, PRECISIONS["int8"])
+    facts = step.measure({"native, int8": sides["native, int8"]}, 15, decode.step_bytes(CONTEXT), threads)
+    assert facts["native_share"] == pytest.approx(simulate.NATIVE_SHARE, rel=0.2)
