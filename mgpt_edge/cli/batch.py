@@ -30,9 +30,10 @@ def batch(
 ) -> None:
     """Do many jobs with one loaded model.
 
-    A job has a prompt; or a task, an image and, where the task takes one, an instruction; or an image and a question.
-    Beside that a name (its line's number unless given), size "WxH", seed, guidance, top_k, text_top_k, temperature or
-    max_tokens. A job whose file exists is skipped, so that a batch that was stopped goes on where it was. Exit code 1
+    A job has a prompt, and maybe a task that draws from words; or a task, an image and, where the task takes one, an
+    instruction; or an image and a question. Beside that a name (its line's number unless given), size "WxH", seed,
+    guidance, top_k, text_top_k, temperature or max_tokens. A job whose file exists is skipped, so that a batch that
+    was stopped goes on where it was. Exit code 1
     if any job failed.
     """
     from mgpt_edge.runtime.model import load
@@ -108,19 +109,22 @@ def _do(model: Model, job: dict[str, Any], beside: Path, output: Path) -> Path |
     """Does one job; None where its file exists."""
     from mgpt_edge.runtime.bundle import write_atomically
     from mgpt_edge.runtime.metadata import save
+    from mgpt_edge.runtime.prompt import FROM_WORDS
 
-    kinds = [key for key in ("prompt", "task", "question") if key in job]
-    if len(kinds) != 1 or ("image" in job) != (kinds != ["prompt"]):
-        msg = "a job has a prompt; or a task and an image; or a question and an image"
+    kinds = {"prompt", "task", "question"} & job.keys()
+    from_words = "prompt" in kinds and kinds <= {"prompt", "task"} and job.get("task") in (None, *FROM_WORDS)
+    if ("image" in job) == from_words or not (from_words or kinds in ({"task"}, {"question"})):
+        tasks = " or ".join(FROM_WORDS)
+        msg = f"a job has a prompt (and maybe the task {tasks}); or a task and an image; or a question and an image"
         raise InvalidRequest(msg)
     name, image = job.pop("name"), beside / str(job.pop("image", ""))
-    words = kinds == ["question"]
+    words = "question" in kinds
     path = output / (f"{name}.txt" if words else f"{name}.png")
     if path.exists():
         return None
     if words:
         write_atomically(path, (model.ask(image, **job) + "\n").encode())
     else:
-        drawn = model.generate(**job) if kinds == ["prompt"] else model.transform(image, **job)
+        drawn = model.generate(**job) if from_words else model.transform(image, **job)
         save(drawn, path)  # type: ignore[arg-type]  one picture, since no count was asked for
     return path

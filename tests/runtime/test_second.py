@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,8 +21,6 @@ from tests import reference
 from tests.families import write_second
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from mgpt_edge.runtime.model import Model
 
 pytestmark = pytest.mark.filterwarnings("ignore::mgpt_edge.runtime.errors.CompatibilityWarning")
@@ -196,3 +195,11 @@ def test_the_command_from_export_to_pictures(checkpoints, bundle_of, mgpt, photo
         panel = ("photo.png", "--task", "panel-depth", "--instruction", "a dog.")
         assert mgpt("transform", *panel, *model, "-o", "below.png")[0] == 0
         assert {opened(name).size for name in ("drawn.png", "pair.png", "below.png")} == {SIZE}
+        settings = {"seed": 3, "size": "32x64"}
+        pair, panel = {"prompt": "a dog.", "task": "pair-pose"}, {"task": "panel-depth", "image": "photo.png"}
+        jobs = [pair | settings, panel | settings | {"instruction": "a dog."}, {"prompt": "a dog.", "task": "depth"}]
+        Path("jobs.jsonl").write_text("\n".join(map(json.dumps, jobs)))
+        code, _, error = mgpt("batch", "jobs.jsonl", "-o", f"{bundle}-out", "--model", bundle)
+        assert (code, "jobs.jsonl:3: a job has a prompt" in error) == (1, True)
+        assert np.array_equal(opened("pair.png"), opened(f"{bundle}-out/1.png"))
+        assert np.array_equal(opened("below.png"), opened(f"{bundle}-out/2.png"))
