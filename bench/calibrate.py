@@ -6,7 +6,7 @@ import json
 import statistics
 import time
 from dataclasses import asdict
-from pathlib import Path  # noqa: TC003  typer reads the annotations
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np

@@ -9,7 +9,7 @@ import json
 import statistics
 import time
 from dataclasses import replace
-from pathlib import Path  # noqa: TC003  typer reads the annotations
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from pathlib import Path  # noqa: TC003  typer reads the annotations
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mgpt_edge.cli.drawing import parse_size
+from mgpt_edge.cli.options import AsJson, Bundle
 from mgpt_edge.runtime.errors import InvalidRequest, MgptError
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ SETTINGS = ("size", "seed", "guidance", "top_k", "text_top_k", "temperature", "m
 def batch(
     jobs: Annotated[Path, typer.Argument(help="JSONL file; pictures are looked for beside it.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for NAME.png and NAME.txt.")],
-    model: Annotated[Path | None, typer.Option(help="Bundle; the small model of the package unless given.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    model: Bundle = None,
+    as_json: AsJson = False,
 ) -> None:
     """Do many jobs with one loaded model.
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path  # noqa: TC003  typer reads the annotations
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from mgpt_edge.cli.options import AsJson
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mgpt_edge.runtime.manifest import Manifest
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def export(
@@ -27,7 +27,7 @@ def export(
         str | None, typer.Option(help="native (int8) or cpu (ONNX Runtime); the best for the precision unless given.")
     ] = None,
     target_size: Annotated[int | None, typer.Option(help="Side in pixels that the checkpoint was trained for.")] = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compile a PyTorch checkpoint into a bundle."""
     _need_torch()
@@ -49,7 +49,7 @@ def export(
         print(note)
 
 
-def inspect(path: Annotated[Path, typer.Argument(help="Bundle or checkpoint.")], as_json: Json = False) -> None:
+def inspect(path: Annotated[Path, typer.Argument(help="Bundle or checkpoint.")], as_json: AsJson = False) -> None:
     """Print what a bundle or a checkpoint is."""
     from dataclasses import asdict
 
@@ -77,7 +77,7 @@ def inspect(path: Annotated[Path, typer.Argument(help="Bundle or checkpoint.")],
         _print_tree(facts)
 
 
-def verify(path: Annotated[Path, typer.Argument(help="Bundle.")], as_json: Json = False) -> None:
+def verify(path: Annotated[Path, typer.Argument(help="Bundle.")], as_json: AsJson = False) -> None:
     """Check a bundle's hashes, and that it computes its golden logits here."""
     from mgpt_edge.runtime.bundle import Bundle
     from mgpt_edge.runtime.golden import recompute
@@ -96,7 +96,7 @@ def estimate(
     path: Annotated[Path, typer.Argument(help="Bundle or checkpoint.")],
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels.")] = None,
     precision: Annotated[str | None, typer.Option(help="Of a checkpoint: fp32, int8 or int4.")] = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print the memory that drawing a picture takes; exit code 1 if this machine has less."""
     from mgpt_edge.cli.generate import parse_size

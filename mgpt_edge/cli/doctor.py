@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from mgpt_edge.cli.options import AsJson
 
 BANDWIDTH_BYTES = 256 << 20
 BANDWIDTH_SECONDS = 0.5
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False) -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Print versions, cores, memory and engines of this machine."""
     facts = _facts()
     if as_json:

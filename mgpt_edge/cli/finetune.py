@@ -7,10 +7,12 @@ import os
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path  # noqa: TC003  typer reads the annotations
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from mgpt_edge.cli.options import AsJson
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +51,7 @@ def sft(
     bad_records: Annotated[str, typer.Option(help="skip or fail.")] = "skip",
     precision: Annotated[str, typer.Option(help="What is computed in: bf16 or fp32.")] = "bf16",
     save_minutes: Annotated[float, typer.Option(help="Between two states that a killed run resumes from.")] = 30.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     _need_extra()
     from mgpt_edge.cli.drawing import Interrupted

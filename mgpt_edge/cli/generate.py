@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mgpt_edge.cli.drawing import check_output, draw, numbered, parse_size
+from mgpt_edge.cli.options import OUTPUT, AsJson, Bundle, Count, Guidance, Output, Seed, Temperature, TopK
 from mgpt_edge.runtime.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -23,15 +24,13 @@ def generate(
         typer.Option(help="pair-depth, pair-canny, pair-hed or pair-pose: a picture above its map (Lumina-mGPT 2.0)."),
     ] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, multiples of 32.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed draws the same picture.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="How strictly to follow the prompt; 1 is as trained.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Candidates at each code.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="1 is as trained, 0 takes the likeliest.")] = None,
-    count: Annotated[int | None, typer.Option(help="Pictures, drawn with seed, seed + 1, …")] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="PNG file; out-0.png, … with --count.")] = Path(
-        "out.png"
-    ),
-    model: Annotated[Path | None, typer.Option(help="Bundle; the small model of the package unless given.")] = None,
+    seed: Seed = None,
+    guidance: Guidance = None,
+    top_k: TopK = None,
+    temperature: Temperature = None,
+    count: Count = None,
+    output: Output = OUTPUT,
+    model: Bundle = None,
     preview: Annotated[Path | None, typer.Option(help="PNG file kept up to date with the finished rows.")] = None,
     from_image: Annotated[Path | None, typer.Option(help="Draw the picture of this PNG again.")] = None,
     keep_rows: Annotated[
@@ -44,7 +43,7 @@ def generate(
         int | None,
         typer.Option(help="Keep guesses among so many best codes: faster, another picture; needs --speculate N."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Draw pictures from a prompt.
 

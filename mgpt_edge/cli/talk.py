@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mgpt_edge.cli.drawing import parse_size
+from mgpt_edge.cli.options import AsJson, Bundle, MaxTokens, Seed, Temperature, TextTopK
 from mgpt_edge.runtime.errors import InvalidRequest, MgptError
 
 if TYPE_CHECKING:
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.answer import Event
     from mgpt_edge.runtime.chat import Chat
 
-Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
-Temperature = Annotated[float | None, typer.Option(help="1 is as trained, 0 takes the likeliest.")]
-TextTopK = Annotated[int | None, typer.Option(help="Candidates at each token of text.")]
-MaxTokens = Annotated[int | None, typer.Option(help="Longest answer; a picture counts with all its tokens.")]
-Bundle = Annotated[Path | None, typer.Option("--model", help="Bundle; the small model of the package unless given.")]
 HELP = "/image PATH adds a picture to your next message, /quit ends"
 
 
@@ -37,7 +33,7 @@ def ask(
     text_top_k: TextTopK = None,
     max_tokens: MaxTokens = None,
     model: Bundle = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Answer a question about a picture."""
     from mgpt_edge.runtime.answer import Answer, Text

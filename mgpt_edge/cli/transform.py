@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mgpt_edge.cli.drawing import check_output, draw, numbered, parse_size
+from mgpt_edge.cli.options import OUTPUT, AsJson, Bundle, Count, Guidance, Output, Seed, Temperature, TopK
 
 
 def transform(
@@ -26,16 +27,14 @@ def transform(
         typer.Option(help="What to change or to detect, or what the picture drawn from edges or a map shows."),
     ] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; the picture's own unless given.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed draws the same picture.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="How strictly to follow it; 1 is as trained.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Candidates at each code.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="1 is as trained, 0 takes the likeliest.")] = None,
-    count: Annotated[int | None, typer.Option(help="Pictures, drawn with seed, seed + 1, …")] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="PNG file; out-0.png, … with --count.")] = Path(
-        "out.png"
-    ),
-    model: Annotated[Path | None, typer.Option(help="Bundle; the small model of the package unless given.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    seed: Seed = None,
+    guidance: Guidance = None,
+    top_k: TopK = None,
+    temperature: Temperature = None,
+    count: Count = None,
+    output: Output = OUTPUT,
+    model: Bundle = None,
+    as_json: AsJson = False,
 ) -> None:
     """Draw a depth map, an edit, … of a picture, or a picture from such a map.
 

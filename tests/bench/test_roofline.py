@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from transformers import ChameleonConfig, ChameleonModel, DynamicCache
+from transformers import DynamicCache
 from typer.testing import CliRunner
 
-from mgpt_edge.bench import simulate, step
+from mgpt_edge.bench import peers, simulate, step
 from mgpt_edge.bench.ceiling import least
 from mgpt_edge.bench.random_checkpoint import SHAPES, write_checkpoint
 from mgpt_edge.bench.roofline import DEVICES, PRECISIONS, Decode, Device, device
@@ -22,25 +22,17 @@ from mgpt_edge.runtime.errors import InvalidRequest
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from transformers import ChameleonModel
+
 SHAPE = SHAPES["tiny"]
 CONTEXT = 600
 
 
 @pytest.fixture(scope="module")
-def chameleon() -> ChameleonModel:
-    config = SHAPE.decoder
-    return ChameleonModel(
-        ChameleonConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            vocabulary_map={"<image>": 4},
-            vq_config={"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1, "num_embeddings": 8},
-        )
-    ).eval()
+def chameleon(tmp_path_factory: pytest.TempPathFactory) -> ChameleonModel:
+    folder = tmp_path_factory.mktemp("tiny")
+    write_checkpoint(folder, SHAPE, vq=False)
+    return peers.chameleon(Checkpoint.open(folder), torch.float32)[0]
 
 
 def test_weights_are_transformers_linears_and_the_image_head(chameleon: ChameleonModel) -> None:
