@@ -55,14 +55,22 @@ class Album:
 
 
 def load_codes(pictures: Pictures, path: Path, vq: Callable[[], VQGAN]) -> NDArray[np.int16]:
-    """Codes of rendered pictures from a file, which is made if it is not there."""
+    """Codes of rendered pictures from a file, which is made if it is not there.
+
+    Raises:
+        ValueError: the file holds the codes of another number of pictures.
+    """
     if not path.exists():
         pixels = pictures.load()
         codes = encode_pictures(vq(), pixels)
         if pictures.kind == "picture":
             codes = np.stack([codes, encode_pictures(vq(), pixels[:, :, ::-1])])
         replace_atomically(path, lambda draft: _save(draft, codes))
-    return np.load(path)
+    codes = np.load(path)
+    if codes.shape[-3] != pictures.count:
+        msg = f"{path} holds the codes of {codes.shape[-3]} pictures, not {pictures.count}; remove it to make it again"
+        raise ValueError(msg)
+    return codes
 
 
 @torch.inference_mode()

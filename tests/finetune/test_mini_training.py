@@ -65,6 +65,12 @@ def test_a_finished_training_is_not_repeated(trained: Mini) -> None:
     assert (trained.work / "stage-64.pt").stat().st_mtime_ns == before
 
 
+def test_codes_of_another_plan_are_refused(trained: Mini) -> None:
+    larger = replace(PLAN, albums={SIZE: {kind: 2 * count for kind, count in PLAN.albums[SIZE].items()}})
+    with pytest.raises(ValueError, match="not 1000; remove it"):
+        Mini(trained.work, larger, processes=1).album(SIZE, "train", {"picture"})
+
+
 def test_sharpening_changes_the_decoder_alone(trained: Mini) -> None:
     before = trained.vq.state_dict()
     pictures = trained.pictures(SIZE, "validation").load()[:4]
