@@ -6,9 +6,9 @@ The least time of a guided code is that of reading its bytes at the bandwidth of
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -17,12 +17,13 @@ import typer
 
 from mgpt_edge.bench.random_checkpoint import SHAPES
 from mgpt_edge.bench.roofline import PRECISIONS, Decode
+from mgpt_edge.bench.spread import summary
 from mgpt_edge.runtime import memory
 from mgpt_edge.runtime._native import read_bandwidth
 from mgpt_edge.runtime.calibration import machine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
 BUFFER = 1 << 29  # bytes; far more than any cache holds
 MATRIX = 2048
@@ -38,14 +39,14 @@ def ceiling(
     """Measure the machine, and print what follows."""
     cores = threads or memory.physical_cores()
     counts = sorted({1, *(2**k for k in range(1, 8) if 2**k < cores), cores})
-    read = {count: _median(lambda count=count: read_bandwidth(BUFFER, count, 0.2)) for count in counts}
     facts: dict[str, Any] = {
         "machine": machine(),
-        "read_gb_s": read,
-        "copy_gb_s": {count: _copies(count) for count in counts},
-        "tera_operations_s": _products(cores),
-        "codes": least(read[cores]),
+        **_rates("read_gb_s", {count: partial(read_bandwidth, BUFFER, count, 0.2) for count in counts}),
+        **_rates("copy_gb_s", _copies(counts)),
+        **_rates("tera_operations_s", _products(cores)),
     }
+    read = facts["read_gb_s"]
+    facts["codes"] = least(read[cores])
     if as_json:
         print(json.dumps(facts))
         return
@@ -72,18 +73,25 @@ def least(gb_s: float) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-def _copies(threads: int) -> float:
-    """GB/s that are copied, each byte counted once."""
+def _rates(name: str, kinds: Mapping[Any, Callable[[], float]]) -> dict[str, dict[Any, Any]]:
+    """By kind, under `name` the median of what it measures, and under `name_spread` the middle half."""
+    found = {kind: summary(name, [measure() for _ in range(ROUNDS)]) for kind, measure in kinds.items()}
+    return {key: {kind: of[key] for kind, of in found.items()} for key in (name, f"{name}_spread")}
+
+
+def _copies(counts: Sequence[int]) -> dict[int, Callable[[], float]]:
+    """By threads: measures the GB/s that are copied, each byte counted once."""
     source = np.ones(BUFFER // 2, np.uint8)
     target = np.zeros_like(source)
-    parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
-    with ThreadPoolExecutor(threads) as pool:
-        return _median(
-            lambda: source.nbytes / _seconds(lambda: list(pool.map(lambda pair: np.copyto(*pair), parts))) / 1e9
-        )
+
+    def measure(pool: ThreadPoolExecutor, threads: int) -> float:
+        parts = np.array_split(target, threads), np.array_split(source, threads)
+        return source.nbytes / _seconds(lambda: list(pool.map(np.copyto, *parts))) / 1e9
+
+    return {count: partial(measure, ThreadPoolExecutor(count), count) for count in counts}
 
 
-def _products(threads: int) -> dict[str, float]:
+def _products(threads: int) -> dict[str, Callable[[], float]]:
     """PyTorch's matrix products by type, 1e12 multiplications and additions a second."""
     torch.set_num_threads(threads)
     integers = torch.randint(-128, 128, (MATRIX, MATRIX), dtype=torch.int8)
@@ -96,16 +104,10 @@ def _products(threads: int) -> dict[str, float]:
     }
     for product in sides.values():
         product()
-    return {
-        name: _median(lambda product=product: 2e-12 * MATRIX**3 / _seconds(product)) for name, product in sides.items()
-    }
+    return {name: lambda product=product: 2e-12 * MATRIX**3 / _seconds(product) for name, product in sides.items()}
 
 
 def _seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
-
-
-def _median(measure: Callable[[], float]) -> float:
-    return statistics.median(measure() for _ in range(ROUNDS))

@@ -2,22 +2,22 @@
 
 mgpt bench chat --model BUNDLE [--rounds N] [--json]
 
-Prints ratios; the times behind them are medians over rounds in one process.
+Prints ratios: medians over rounds, what is compared measured in the same round.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
 from PIL import Image
 
 import mgpt_edge
+from mgpt_edge.bench.spread import summary
 from mgpt_edge.runtime.engines.base import Fed
 
 if TYPE_CHECKING:
@@ -34,16 +34,20 @@ def chat(
 ) -> None:
     """Measure first tokens of turns, and steps in a short and a long cache."""
     loaded = mgpt_edge.load(model)
-    facts = {**_turns(loaded, rounds), **_capacity(loaded, rounds)}
+    share, ratios = _turns(loaded, rounds)
+    ratios["time of a step: cache of 10000 / of 1000"] = _capacity(loaded, rounds)
+    timed = {name: summary("ratio", every, 3) for name, every in ratios.items()}
+    facts = {"tokens: second turn / conversation": round(share, 3), "times": timed}
     if as_json:
         print(json.dumps(facts))
         return
-    for name, value in facts.items():
-        print(f"{name:40} {value}")
+    print(f"{'tokens: second turn / conversation':42} {share:.3f}")
+    for name, of in timed.items():
+        print(f"{name:42} {of['ratio']:.3f}")
 
 
-def _turns(model: Model, rounds: int) -> dict[str, Any]:
-    """A question after pictures were shown, against the same conversation computed anew."""
+def _turns(model: Model, rounds: int) -> tuple[float, dict[str, list[float]]]:
+    """A question after pictures were shown, against the same conversation computed anew: share of its tokens, times."""
     side = model.manifest.pictures.target_size
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
     first, second, anew, counts = [], [], [], (0, 0)
@@ -55,10 +59,9 @@ def _turns(model: Model, rounds: int) -> dict[str, Any]:
         counts = before - conversation.tokens_left, conversation.context - conversation.tokens_left
         fresh = model.chat(seed=seed, max_tokens=1, temperature=0.0)
         anew.append(_first_token(fresh, f"<|image|> <|image|> {QUESTION} {QUESTION}", [picture, picture]))
-    return {
-        "tokens: second turn / conversation": round(counts[0] / counts[1], 3),
-        "time: second turn / computed anew": round(statistics.median(second) / statistics.median(anew), 3),
-        "time: second turn / first turn": round(statistics.median(second) / statistics.median(first), 3),
+    return counts[0] / counts[1], {
+        "time: second turn / computed anew": [a / b for a, b in zip(second, anew, strict=True)],
+        "time: second turn / first turn": [a / b for a, b in zip(second, first, strict=True)],
     }
 
 
@@ -74,18 +77,17 @@ def _first_token(conversation: Chat, text: str, pictures: list[Image.Image]) -> 
     return time.perf_counter() - started
 
 
-def _capacity(model: Model, rounds: int) -> dict[str, Any]:
+def _capacity(model: Model, rounds: int) -> list[float]:
     """A step in a cache of ten times the size costs the same, or the cache is being copied."""
     prompt = [model.manifest.vocabulary.bos] * 64
-    seconds = []
+    seconds: list[list[float]] = []
     for capacity in (1000, 10_000):
         rows = model.engine.open((capacity, 0))
         rows.forward([Fed(0, prompt)], "text")
-        steps = []
+        seconds.append([])
         for _ in range(10 * rounds):
             started = time.perf_counter()
             rows.forward([Fed(0, [1])], "text")
-            steps.append(time.perf_counter() - started)
+            seconds[-1].append(time.perf_counter() - started)
             rows.rollback(0, len(prompt))
-        seconds.append(statistics.median(steps))
-    return {"time of a step: cache of 10000 / of 1000": round(seconds[1] / seconds[0], 3)}
+    return [large / small for small, large in zip(*seconds, strict=True)]

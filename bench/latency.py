@@ -18,6 +18,7 @@ import numpy as np
 import typer
 
 import mgpt_edge
+from mgpt_edge.bench.spread import quartiles, summary
 from mgpt_edge.runtime import memory
 from mgpt_edge.runtime._native import read_bandwidth
 from mgpt_edge.runtime.answer import Picture
@@ -93,20 +94,22 @@ class Way:
         self.outside.append(self.picture[-1] - self.vq[-1] - sum(timer.seconds for timer in timers))
 
     def facts(self) -> dict[str, Any]:
-        """Medians, and the nine tenths of the pictures' time; the first picture was the warm-up."""
+        """Medians with their spread, nine tenths of the pictures' time; the first picture was the warm-up."""
         width, height = self.request.size or (0, 0)
         picture, outside = self.picture[1:], self.outside[1:]
-        decoding = statistics.median(a - b for a, b in zip(picture, self.vq[1:], strict=True))
+        decoding = [a - b for a, b in zip(picture, self.vq[1:], strict=True)]
+        codes_a_pass = [self.codes / passes for passes in self.passes[1:]]
         return {
             "size": f"{width}x{height}",
             "speculate": self.request.speculate,
-            "picture_s": round(statistics.median(picture), 4),
+            **summary("picture_s", picture, 4),
             "picture_s_p90": round(float(np.quantile(picture, 0.9)), 4),
-            "first_row_s": round(statistics.median(self.first_row[1:]), 4),
-            "code_ms": round(1000 * decoding / self.codes, 3),
+            **summary("first_row_s", self.first_row[1:], 4),
+            **summary("code_ms", [1e3 * seconds / self.codes for seconds in decoding], 3),
             "codes_a_pass": round(self.codes / statistics.mean(self.passes[1:]), 2),
-            "vq_decoder_s": round(statistics.median(self.vq[1:]), 4),
-            "outside_us_a_code": round(1e6 * statistics.median(outside) / self.codes, 1),
+            "codes_a_pass_spread": quartiles(codes_a_pass),
+            **summary("vq_decoder_s", self.vq[1:], 4),
+            **summary("outside_us_a_code", [1e6 * seconds / self.codes for seconds in outside], 1),
         }
 
 
@@ -121,7 +124,7 @@ def latency(
     loaded = mgpt_edge.load(model)
     sizes = [tuple(map(int, text.split("x"))) for text in size or []] or [(loaded.manifest.pictures.target_size,) * 2]
     facts |= {"bundle": f"{loaded.manifest.name} {loaded.manifest.precision}", "threads": loaded.engine.threads}
-    facts |= {f"count_{TOGETHER}_throughput_x": _together(loaded, sizes[0], pictures), **_ceiling(loaded, sizes[0])}
+    facts |= {**_together(loaded, sizes[0], pictures), **_ceiling(loaded, sizes[0])}
     facts["ways"] = _draw(loaded, sizes, pictures)
     facts |= _memory(loaded, sizes)
     if as_json:
@@ -129,10 +132,11 @@ def latency(
         return
     for name, value in facts.items():
         if name != "ways":
-            print(f"{name:28} {value}")
-    print("".join(f"{name:>18}" for name in facts["ways"][0]))
+            print(f"{name:35} {value}")
+    shown = [name for name in facts["ways"][0] if not name.endswith("_spread")]
+    print("".join(f"{name:>18}" for name in shown))
     for way in facts["ways"]:
-        print("".join(f"{value!s:>18}" for value in way.values()))
+        print("".join(f"{way[name]!s:>18}" for name in shown))
 
 
 def _load(model: Path | None) -> dict[str, Any]:
@@ -146,11 +150,11 @@ def _load(model: Path | None) -> dict[str, Any]:
         [float(x) for x in subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout.split()]
         for _ in range(5)
     ]
-    imports, loads = (statistics.median(column) for column in zip(*runs, strict=True))
-    return {"import_s": round(imports, 3), "load_s": round(loads, 3)}
+    imports, loads = zip(*runs, strict=True)
+    return {**summary("import_s", imports, 3), **summary("load_s", loads, 3)}
 
 
-def _together(model: Model, size: tuple[int, int], pictures: int) -> float:
+def _together(model: Model, size: tuple[int, int], pictures: int) -> dict[str, Any]:
     """Pictures a second with `count`, against one picture after another; both take turns."""
     ratios = []
     for seed in range(max(2, pictures // TOGETHER) + 1):  # the first one warms up
@@ -160,7 +164,7 @@ def _together(model: Model, size: tuple[int, int], pictures: int) -> float:
         between = time.perf_counter()
         model.generate(PROMPT, size=size, seed=seed, count=TOGETHER)
         ratios.append((between - started) / (time.perf_counter() - between))
-    return round(statistics.median(ratios[1:]), 2)
+    return summary(f"count_{TOGETHER}_throughput_x", ratios[1:], 2)
 
 
 def _ceiling(model: Model, size: tuple[int, int]) -> dict[str, Any]:

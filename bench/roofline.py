@@ -97,6 +97,12 @@ class Decode:
         """Bytes of a pass when both rows hold `context` tokens."""
         return self.weight_bytes + 2 * context * self.cache_bytes
 
+    def step_operations(self, context: float) -> float:
+        """Multiplications and additions of a pass of both rows when they hold `context` tokens."""
+        weights = self.weight_bytes * 8 / self.precision.weight_bits
+        attention = 2 * context * self.config.num_layers * self.config.num_heads * self.config.head_dim
+        return 2 * 2 * (weights + attention)
+
     def held_bytes(self, context: int) -> float:
         """Bytes in memory when both rows hold `context` tokens; the embedding has eight bits at least."""
         others = (2 * self.config.vocab_size - self.codes) * self.config.hidden_size

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import statistics
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
+from mgpt_edge.bench.spread import summary
 from mgpt_edge.runtime import _native, sampling, sampling_reference
 
 if TYPE_CHECKING:
@@ -20,14 +20,14 @@ CASES = [(8192, 2000), (8192, 8192), (65536, 50)]
 """(ids, top-k): an image code as the family samples it, one without top-k, and text."""
 
 
-def median_us(call: Callable[[int], object], repeats: int) -> float:
-    """The median of single calls after a warm-up tenth; the argument is the position, so that every call draws anew."""
+def microseconds(call: Callable[[int], object], repeats: int) -> list[float]:
+    """Of single calls after a warm-up tenth; the argument is the position, so that every call draws anew."""
     times = []
     for position in range(repeats + repeats // 10):
         start = time.perf_counter_ns()
         call(position)
         times.append(time.perf_counter_ns() - start)
-    return statistics.median(times[repeats // 10 :]) / 1000
+    return [time_ns / 1000 for time_ns in times[repeats // 10 :]]
 
 
 def torch_call(cond: np.ndarray, uncond: np.ndarray, top_k: int, guidance: float) -> Callable[[int], int] | None:
@@ -46,18 +46,18 @@ def torch_call(cond: np.ndarray, uncond: np.ndarray, top_k: int, guidance: float
     return call
 
 
-def measure(size: int, top_k: int, repeats: int) -> dict[str, float | int | None]:
+def measure(size: int, top_k: int, repeats: int) -> dict[str, Any]:
     """Median microseconds of the three, on random logits of two rows."""
     cond, uncond = (np.random.default_rng(1).normal(size=(2, size)) * 3).astype(np.float32)
     guidance, high = 4.0, FIRST_CODE + size
     draw = sampling.Sampler(guidance, top_k, 1.0, 7)
     case = {"first_id": FIRST_CODE, "low": FIRST_CODE, "high": high, "guidance": guidance, "top_k": top_k}
     case |= {"temperature": 1.0, "seed": 7}
-    native = median_us(lambda position: draw(cond, uncond, FIRST_CODE, FIRST_CODE, high, position), repeats)
-    numpy = median_us(lambda p: sampling_reference.sample(cond, uncond, **case, position=p), repeats // 10)
+    native = microseconds(lambda position: draw(cond, uncond, FIRST_CODE, FIRST_CODE, high, position), repeats)
+    numpy = microseconds(lambda p: sampling_reference.sample(cond, uncond, **case, position=p), repeats // 10)
     call = torch_call(cond, uncond, top_k, guidance)
-    torch = None if call is None else median_us(call, repeats // 10)
-    return {"ids": size, "top_k": top_k, "native_us": native, "numpy_us": numpy, "torch_us": torch}
+    torch = {"torch_us": None} if call is None else summary("torch_us", microseconds(call, repeats // 10))
+    return {"ids": size, "top_k": top_k, **summary("native_us", native), **summary("numpy_us", numpy), **torch}
 
 
 def sampler(

@@ -16,6 +16,7 @@ import typer
 
 import mgpt_edge
 from mgpt_edge.bench.jacobi import Jacobi
+from mgpt_edge.bench.spread import quartiles, summary
 from mgpt_edge.runtime.decode import decode
 from mgpt_edge.runtime.loop import End
 
@@ -81,7 +82,8 @@ def _measure(model: Model, jobs: list[Job]) -> list[dict[str, Any]]:
         {
             "way": name,
             "codes_a_pass": statistics.mean(_codes(jobs[0]) / count for count in passes[name][1:]),
-            "ms": 1000 * statistics.median(seconds[name][1:]),
+            "codes_a_pass_spread": quartiles(_codes(jobs[0]) / count for count in passes[name][1:]),
+            **summary("ms", [1000 * one for one in seconds[name][1:]]),
             "same": same[name] if "SJD" not in name else None,
         }
         for name in ways

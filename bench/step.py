@@ -24,7 +24,8 @@ from transformers import DynamicCache
 
 from mgpt_edge.bench.peers import chameleon
 from mgpt_edge.bench.random_checkpoint import SHAPES, write_checkpoint
-from mgpt_edge.bench.roofline import PRECISIONS, Decode
+from mgpt_edge.bench.roofline import PRECISIONS, Decode, Precision
+from mgpt_edge.bench.spread import summary
 from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.runtime import memory
@@ -42,6 +43,14 @@ if TYPE_CHECKING:
 
 GUIDANCE, TOP_K = 3.0, 2000
 STREAMS = 4
+SIDES = {
+    "native, int8": (PRECISIONS["int8"], 1, 1),
+    f"native, int8, {STREAMS} streams": (PRECISIONS["int8"], 1, STREAMS),
+    "cpu, int8": (Precision(8, 4), 1, 1),
+    "reference loop, float32": (Precision(32, 4), 2, 1),
+    "reference loop, bfloat16": (Precision(16, 2), 2, 1),
+}
+"""What each holds its numbers in, how many passes a step takes, and the streams that share it."""
 
 
 def step(
@@ -61,6 +70,8 @@ def step(
         sides |= dict(_references(checkpoint, context))
         decode = Decode(checkpoint.config, checkpoint.vocabulary.codes, PRECISIONS["int8"])
         facts = measure(sides, rounds, decode.step_bytes(context), cores)
+        for name, side in facts["sides"].items():
+            side.update(_work(checkpoint, name, context))
     if as_json:
         print(json.dumps({"shape": shape, "context": context, "threads": cores, **facts}))
         return
@@ -83,6 +94,17 @@ def engines(
         yield f"{name}, int8", _step(engine, 1, tokens, sampler, low, high)
         if engine.most_streams >= STREAMS:
             yield f"{name}, int8, {STREAMS} streams", _step(engine, STREAMS, tokens, sampler, low, high)
+
+
+def _work(checkpoint: Checkpoint, name: str, context: int) -> dict[str, float]:
+    """Operations of a step that draws a code for each stream, and the bytes that this side reads for it at least."""
+    precision, passes, streams = SIDES[name]
+    decode = Decode(checkpoint.config, checkpoint.vocabulary.codes, precision)
+    cache = decode.step_bytes(context) - decode.weight_bytes
+    return {
+        "operations": streams * decode.step_operations(context),
+        "bytes": passes * decode.weight_bytes + streams * cache,
+    }
 
 
 def _step(engine: Engine, streams: int, tokens: list[int], sampler: Sampler, low: int, high: int) -> Step:
@@ -123,7 +145,7 @@ def _references(checkpoint: Checkpoint, context: int) -> Iterator[tuple[str, Ste
                 guided = uncond + GUIDANCE * (cond - uncond)
                 allowed = torch.full_like(guided, -torch.inf)
                 allowed[:, low:high] = guided[:, low:high]
-                kept = allowed.masked_fill(allowed < allowed.topk(TOP_K).values[:, -1:], -torch.inf)
+                kept = allowed.masked_fill(allowed < allowed.topk(min(TOP_K, high - low)).values[:, -1:], -torch.inf)
                 torch.multinomial(kept.softmax(1), 1)
                 for cache in caches:
                     cache.crop(-1)  # the token of this step
@@ -148,13 +170,13 @@ def measure(sides: dict[str, Step], rounds: int, least: float, threads: int) -> 
     native = seconds["native, int8"]
     shares = [least / bandwidth / took for bandwidth, took in zip(bandwidths, native, strict=True)]
     return {
-        "read_gb_s": statistics.median(bandwidths) / 1e9,
+        **summary("read_gb_s", [bandwidth / 1e9 for bandwidth in bandwidths]),
         "least_ms": statistics.median(least / bandwidth for bandwidth in bandwidths) * 1e3,
-        "native_share": statistics.median(shares),
+        **summary("native_share", shares),
         "sides": {
             name: {
-                "ms": statistics.median(taken) * 1e3,
-                "times_native": statistics.median(a / b for a, b in zip(taken, native, strict=True)),
+                **summary("ms", [1e3 * one for one in taken]),
+                **summary("times_native", [a / b for a, b in zip(taken, native, strict=True)]),
             }
             for name, taken in seconds.items()
         },
