@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from mgpt_edge.export.lower.linears import CONTRIB, lower_linears
-from mgpt_edge.export.lower.weights import Weights, replace
+from mgpt_edge.export.lower.linears import CONTRIB, EMIT, lower_linears
+from mgpt_edge.export.lower.weights import Weights, finish, named, replace
 from mgpt_edge.runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def lower_decoder(model: ir.Model, read: Callable[[str], NDArray[np.generic]], p
         if node.op_type == "CachedAttention":
             _split_attention(graph, node, sizes, weights)
     _fill_shapes(graph, weights)
-    lower_linears(graph, weights, precision)
+    lower_linears(graph, weights, EMIT[precision])
     _lower_embedding(graph, weights)
     _fuse_norms(graph)
     return _finish(model, weights)
@@ -51,7 +51,7 @@ def lower_decoder(model: ir.Model, read: Callable[[str], NDArray[np.generic]], p
 def lower_head(model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str) -> ir.Model:
     """A traced head; `read("weight")` gives its rows of the vocabulary."""
     weights = Weights(model.graph, read)
-    lower_linears(model.graph, weights, precision)
+    lower_linears(model.graph, weights, EMIT[precision])
     return _finish(model, weights)
 
 
@@ -81,14 +81,14 @@ def _join_rows(graph: ir.Graph) -> ir.Value:
     rows = [_input(f"tokens.{row}", ir.DataType.INT64, [1, f"n{row}"]) for row in range(ROWS)]
     tokens = tape.op("Concat", rows, {"axis": 1})
     sizes = tape.op("Concat", [tape.op("Shape", [row], {"start": 1}) for row in rows], {"axis": 0})
-    ir.convenience.replace_all_uses_with(_named(graph.inputs, "tokens"), tokens)
+    ir.convenience.replace_all_uses_with(named(graph.inputs, "tokens"), tokens)
     graph.insert_before(graph[0], tape.nodes)
     lengths = [
         _input(f"{name}.{row}", ir.DataType.INT32, shape)
         for row in range(ROWS)
         for name, shape in (("seqlen", [1]), ("total", []))
     ]
-    tables = [_named(graph.inputs, name) for name in ("cos", "sin")]
+    tables = [named(graph.inputs, name) for name in ("cos", "sin")]
     graph.inputs[:] = [*rows, *lengths, *tables]
     graph.outputs[:] = graph.outputs[:1]
     return sizes
@@ -102,14 +102,14 @@ def _split_attention(graph: ir.Graph, node: ir.Node, sizes: ir.Value, weights: W
     for value in node.inputs[:3]:
         joined = tape.op("Reshape", [value, weights.constant([0, 0, -1])])
         parts.append(tape.op_multi_out("Split", [joined, sizes], {"axis": 1}, num_outputs=ROWS))
-    tables = [_named(graph.inputs, name) for name in ("cos", "sin")]
+    tables = [named(graph.inputs, name) for name in ("cos", "sin")]
     pasts = [value.name for value in node.inputs[3:5]]
     outputs = []
     for row in range(ROWS):
         cache = [
             _input(f"{name}.{row}", ir.DataType.FLOAT, [1, kv_heads, f"capacity{row}", head_dim]) for name in pasts
         ]
-        lengths = [_named(graph.inputs, f"{name}.{row}") for name in ("seqlen", "total")]
+        lengths = [named(graph.inputs, f"{name}.{row}") for name in ("seqlen", "total")]
         y, *present = tape.op_multi_out(
             "GroupQueryAttention",
             [*(part[row] for part in parts), *cache, *lengths, *tables],
@@ -182,31 +182,8 @@ def _fuse_norms(graph: ir.Graph) -> None:
 
 
 def _finish(model: ir.Model, weights: Weights) -> ir.Model:
-    """Drops what nothing uses, gives every traced weight its data, and checks the graph."""
-    graph = model.graph
-    for value in weights.added:
-        graph.register_initializer(value)
-    ir.passes.common.IdentityEliminationPass()(model)
-    ir.passes.common.RemoveUnusedNodesPass()(model)
-    for name, value in graph.initializers.items():
-        if name not in weights.traced:
-            continue
-        dtype, shape = value.dtype, value.shape
-        value.const_value = ir.LazyTensor(
-            lambda name=name, dtype=dtype: ir.Tensor(weights.read(name).astype(dtype.numpy()), dtype=dtype, name=name),
-            dtype=dtype,
-            shape=shape,
-            name=name,
-        )
-    ir.passes.common.TopologicalSortPass()(model)
-    model.opset_imports.update({"": OPSET, CONTRIB: 1})
-    model.ir_version = IR_VERSION
-    return model
+    return finish(model, weights, {"": OPSET, CONTRIB: 1}, IR_VERSION)
 
 
 def _input(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
-
-
-def _named(values: Sequence[ir.Value], name: str) -> ir.Value:
-    return next(value for value in values if value.name == name)

@@ -27,8 +27,8 @@ CONTRIB = "com.microsoft"
 PRECISIONS = ("fp32", "int8", "int4")
 
 
-def lower_linears(graph: ir.Graph, weights: Weights, precision: str) -> None:
-    """Products x @ transpose(weight) -> the precision's operators; linears that read the same x become one."""
+def lower_linears(graph: ir.Graph, weights: Weights, emit: Emit) -> None:
+    """Products x @ transpose(weight) -> what `emit` makes of them; linears that read the same x become one."""
     linears = [node for node in graph if node.op_type == "MatMul" and _weight_name(node) in graph.initializers]
     for _, group in groupby(linears, key=lambda node: id(node.inputs[0])):
         nodes = list(group)
@@ -37,7 +37,7 @@ def lower_linears(graph: ir.Graph, weights: Weights, precision: str) -> None:
         shape = (sum(outs), graph.initializers[names[0]].shape[1])
         tape = Tape()
         weight = lambda names=names: np.concatenate([weights.float32(name) for name in names])  # noqa: E731
-        y = EMIT[precision](tape, weights, "+".join(names), weight, shape, nodes[0].inputs[0])
+        y = emit(tape, weights, "+".join(names), weight, shape, nodes[0].inputs[0])
         if len(nodes) == 1:
             parts = [y]
         else:

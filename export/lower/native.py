@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from mgpt_edge.export.quantise import int8
+from mgpt_edge.export.quantise import int4, int8
 from mgpt_edge.runtime.engines.native import FILE
 from mgpt_edge.runtime.errors import InvalidRequest
 
@@ -46,19 +47,20 @@ class Entry:
         return math.prod(self.shape) * np.dtype(TYPES[self.dtype]).itemsize
 
 
-def write_decoder(checkpoint: Checkpoint, config: DecoderConfig, folder: Path) -> Iterator[int]:
+def write_decoder(checkpoint: Checkpoint, config: DecoderConfig, precision: str, folder: Path) -> Iterator[int]:
     """Writes the file, one weight in memory at a time, and yields the bytes of each part.
 
     Args:
         checkpoint: where the weights come from.
         config: the checkpoint's own, or with fewer layers.
+        precision: of `PACKED`.
         folder: where the file goes.
 
     Raises:
         InvalidRequest: sizes that the kernels can't take.
     """
-    _check_sizes(config)
-    groups = list(_entries(checkpoint, config))
+    _check_sizes(config, precision)
+    groups = list(_entries(checkpoint, config, precision))
     said = {"intermediate_size": config.intermediate_size, "norm_eps": config.norm_eps}
     said = {name: repr(value) for name, value in said.items()} | {"norm_after": str(config.swin_norm).lower()}
     header: dict[str, Any] = {"__metadata__": said}
@@ -83,12 +85,12 @@ def write_decoder(checkpoint: Checkpoint, config: DecoderConfig, folder: Path) -
             yield written
 
 
-def decoder_bytes(checkpoint: Checkpoint) -> int:
+def decoder_bytes(checkpoint: Checkpoint, precision: str) -> int:
     """Bytes of the tensors that `write_decoder` would write."""
-    return sum(entry.nbytes for group in _entries(checkpoint, checkpoint.config) for entry in group)
+    return sum(entry.nbytes for group in _entries(checkpoint, checkpoint.config, precision) for entry in group)
 
 
-def pack(weight: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def pack8(weight: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Weight [out, in] -> bytes [out / 16, in / 4, 16, 4], each quantised value + 128, and scales [out].
 
     `out` is filled up to whole blocks with channels that give 0.
@@ -102,19 +104,35 @@ def pack(weight: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.flo
     return np.ascontiguousarray(blocks).view(np.uint8) ^ np.uint8(0x80), np.pad(scale, (0, missing))
 
 
-def _entries(checkpoint: Checkpoint, config: DecoderConfig) -> Iterator[tuple[Entry, ...]]:
+def pack4(weight: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+    """Weight [out, in] -> halves of bytes [out / 16, in / 8, 16, 4], and bfloat16 scales [out / 16, in / 32, 16].
+
+    The low halves are inputs 0 to 3 of eight, the high halves 4 to 7.
+    """
+    missing = -len(weight) % CHANNELS
+    pairs, scales = int4.pack(np.pad(weight, ((0, missing), (0, 0))))
+    blocks, inputs = len(scales) // CHANNELS, weight.shape[1]
+    values = np.stack((pairs & 15, pairs >> 4), -1).reshape(blocks, CHANNELS, inputs // (2 * DEPTH), 2, DEPTH)
+    packed = (values[..., 0, :] | values[..., 1, :] << 4).transpose(0, 2, 1, 3)
+    brains = (scales.view(np.uint32) >> 16).astype(np.uint16)
+    return packed, brains.reshape(blocks, CHANNELS, inputs // int4.BLOCK).transpose(0, 2, 1)
+
+
+PACKED: dict[str, Callable[[NDArray[np.float32]], tuple[NDArray[Any], NDArray[Any]]]] = {"int8": pack8, "int4": pack4}
+
+
+def _entries(checkpoint: Checkpoint, config: DecoderConfig, precision: str) -> Iterator[tuple[Entry, ...]]:
+    linear = partial(_packed, precision)
     mixed, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     shape = (config.vocab_size, config.hidden_size)
     yield (Entry("embedding", "BF16", shape, lambda: _bfloat16(checkpoint, "model.embed_tokens.weight")),)
     for index in range(config.num_layers):
         at, source = f"layers.{index}.", f"model.layers.{index}."
-        yield _linear(at + "qkv", mixed + 2 * keys, config.hidden_size, _interleaved_heads(checkpoint, source))
-        yield _linear(at + "out", config.hidden_size, mixed, _plain(checkpoint, f"{source}self_attn.o_proj.weight"))
-        yield _linear(
-            at + "gate_up", 2 * config.intermediate_size, config.hidden_size, _alternating(checkpoint, source)
-        )
+        yield linear(at + "qkv", mixed + 2 * keys, config.hidden_size, _interleaved_heads(checkpoint, source))
+        yield linear(at + "out", config.hidden_size, mixed, _plain(checkpoint, f"{source}self_attn.o_proj.weight"))
+        yield linear(at + "gate_up", 2 * config.intermediate_size, config.hidden_size, _alternating(checkpoint, source))
         down = _plain(checkpoint, f"{source}mlp.down_proj.weight")
-        yield _linear(at + "down", config.hidden_size, config.intermediate_size, down)
+        yield linear(at + "down", config.hidden_size, config.intermediate_size, down)
         yield (
             _vector(checkpoint, at + "attention_norm", f"{source}input_layernorm.weight", config.hidden_size),
             _vector(checkpoint, at + "mlp_norm", f"{source}post_attention_layernorm.weight", config.hidden_size),
@@ -122,19 +140,24 @@ def _entries(checkpoint: Checkpoint, config: DecoderConfig) -> Iterator[tuple[En
             *_head_norm(checkpoint, at + "key_norm", f"{source}self_attn.k_norm", config.num_kv_heads),
         )
     yield (_vector(checkpoint, "norm", "model.norm.weight", config.hidden_size),)
-    yield _linear("head", config.vocab_size, config.hidden_size, _plain(checkpoint, "lm_head.weight"))
+    yield linear("head", config.vocab_size, config.hidden_size, _plain(checkpoint, "lm_head.weight"))
 
 
-def _linear(name: str, out: int, size: int, read: Callable[[], NDArray[np.float32]]) -> tuple[Entry, ...]:
-    padded = out + -out % CHANNELS
+def _packed(
+    precision: str, name: str, out: int, size: int, read: Callable[[], NDArray[np.float32]]
+) -> tuple[Entry, ...]:
+    blocks = -(-out // CHANNELS)
     packed: list[NDArray[Any]] = []
 
     def weight() -> NDArray[Any]:
-        packed[:] = pack(read())
+        packed[:] = PACKED[precision](read())
         return packed[0]
 
-    shape = (padded // CHANNELS, size // DEPTH, CHANNELS, DEPTH)
-    return Entry(name, "U8", shape, weight), Entry(f"{name}.scale", "F32", (padded,), packed.pop)
+    if precision == "int8":
+        shape, scale = (blocks, size // DEPTH, CHANNELS, DEPTH), ("F32", (blocks * CHANNELS,))
+    else:
+        shape, scale = (blocks, size // (2 * DEPTH), CHANNELS, DEPTH), ("BF16", (blocks, size // int4.BLOCK, CHANNELS))
+    return Entry(name, "U8", shape, weight), Entry(f"{name}.scale", *scale, packed.pop)
 
 
 def _plain(checkpoint: Checkpoint, name: str) -> Callable[[], NDArray[np.float32]]:
@@ -186,11 +209,15 @@ def _bfloat16(checkpoint: Checkpoint, name: str) -> NDArray[np.uint16]:
     return checkpoint.tensor(name).to(torch.bfloat16).contiguous().view(torch.uint16).numpy()
 
 
-def _check_sizes(config: DecoderConfig) -> None:
+def _check_sizes(config: DecoderConfig, precision: str) -> None:
     sizes = {"hidden_size": config.hidden_size, "head_dim": config.head_dim, "ffn": config.intermediate_size}
     bad = [f"{name} {size}" for name, size in sizes.items() if size % CHANNELS]
     if bad:
         msg = f"engine native takes sizes that are multiples of {CHANNELS}, got {', '.join(bad)}; use --engine cpu"
+        raise InvalidRequest(msg)
+    inputs = {**sizes, "head_dim": config.num_heads * config.head_dim}
+    if precision == "int4" and any(size % int4.BLOCK for size in inputs.values()):
+        msg = f"int4 packs blocks of {int4.BLOCK} inputs, and a linear layer here has no multiple; use --precision int8"
         raise InvalidRequest(msg)
 
 

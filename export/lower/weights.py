@@ -58,3 +58,30 @@ def replace(old: ir.Value, new: ir.Value) -> None:
     if old.is_graph_output():
         old.name, new.name = None, old.name
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
+def finish(model: ir.Model, weights: Weights, opsets: dict[str, int], ir_version: int) -> ir.Model:
+    """Drops what nothing uses, gives every traced weight its data, and orders the graph."""
+    graph = model.graph
+    for value in weights.added:
+        graph.register_initializer(value)
+    ir.passes.common.IdentityEliminationPass()(model)
+    ir.passes.common.RemoveUnusedNodesPass()(model)
+    for name, value in graph.initializers.items():
+        if name not in weights.traced:
+            continue
+        dtype, shape = value.dtype, value.shape
+        value.const_value = ir.LazyTensor(
+            lambda name=name, dtype=dtype: ir.Tensor(weights.read(name).astype(dtype.numpy()), dtype=dtype, name=name),
+            dtype=dtype,
+            shape=shape,
+            name=name,
+        )
+    ir.passes.common.TopologicalSortPass()(model)
+    model.opset_imports.update(opsets)
+    model.ir_version = ir_version
+    return model
+
+
+def named(values: Sequence[ir.Value], name: str) -> ir.Value:
+    return next(value for value in values if value.name == name)

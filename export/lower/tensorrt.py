@@ -1,0 +1,139 @@
+"""Lowering for TensorRT: one file that ONNX Runtime's CPU provider runs too.
+
+Weights, products and the cache are float16; sums along the layers, norms and the rotation stay float32. The
+attention is TensorRT's own operator, which the file also defines in ONNX's terms, for every other runtime.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+
+from mgpt_edge.export.lower.linears import lower_linears
+from mgpt_edge.export.lower.weights import Weights, finish, named
+from mgpt_edge.runtime.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from mgpt_edge.export.lower.linears import Weight
+
+DOMAIN = "trt"
+ATTENTION = "TRT_Attention"
+OPSET = 24
+IR_VERSION = 13  # ONNX Runtime 1.31 refuses what onnx writes by itself
+HALF = ir.DataType.FLOAT16
+
+
+def lower_decoder(
+    model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str, capacity: int
+) -> ir.Model:
+    """The traced decoder, in place, for rows whose caches lie in one array a layer.
+
+    Inputs: tokens int32 [rows, width]; lengths int32 [rows], the cached positions before this pass; cos and sin
+    float32 [positions, head_dim / 2]; past.{layer}.{key|value} float16 [rows, kv_heads, capacity, head_dim].
+    Outputs: hidden float32 [rows, width, hidden]; present.…, to be bound to the memory of past.….
+
+    A row with fewer new tokens than the pass is wide has any others after them: what they leave in the cache lies
+    behind the row's length, and is written over. So no length may be greater than capacity - width.
+    """
+    graph, weights = model.graph, Weights(model.graph, read)
+    tape = Tape()
+    places = _Places(tape, graph, weights)
+    graph.insert_before(graph[0], tape.nodes)
+    for node in list(graph):
+        if node.op_type == "CachedAttention":
+            _lower_attention(graph, node, places, weights, capacity)
+    lower_linears(graph, weights, EMIT[precision])
+    function = _attention()
+    model.functions[function.identifier()] = function
+    return _finish(model, weights)
+
+
+def lower_head(model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str) -> ir.Model:
+    """A traced head; `read("weight")` gives its rows of the vocabulary."""
+    weights = Weights(model.graph, read)
+    lower_linears(model.graph, weights, EMIT[precision])
+    return _finish(model, weights)
+
+
+class _Places:
+    """Where the new tokens stand, computed once for all layers."""
+
+    def __init__(self, tape: Tape, graph: ir.Graph, weights: Weights) -> None:
+        tokens, lengths, cos, sin = (named(graph.inputs, name) for name in ("tokens", "lengths", "cos", "sin"))
+        tokens.type = ir.TensorType(ir.DataType.INT32)  # of int64 its parser warns, and a warning stops a build
+        width = tape.op("Squeeze", [tape.op("Shape", [tokens], {"start": 1, "end": 2})])
+        start = tape.op("Cast", [lengths], {"to": ir.DataType.INT64})
+        steps = tape.op("Range", [weights.constant(np.int64(0)), width, weights.constant(np.int64(1))])
+        positions = tape.op("Add", [tape.op("Unsqueeze", [start, weights.constant([1])]), steps])
+        self.start = start
+        self.ends = tape.op("Add", [lengths, tape.op("Cast", [width], {"to": ir.DataType.INT32})])
+        self.tables = [tape.op("Gather", [table, positions], {"axis": 0}) for table in (cos, sin)]
+
+
+def _lower_attention(graph: ir.Graph, node: ir.Node, places: _Places, weights: Weights, capacity: int) -> None:
+    """One CachedAttention -> rotation, K and V written into the cache, TensorRT's attention over it."""
+    tape = Tape()
+    head_dim = node.attributes["head_dim"].as_int()
+    q, k, v = (tape.op("Transpose", [value], {"perm": [0, 2, 1, 3]}) for value in node.inputs[:3])
+    q, k = (tape.op("RotaryEmbedding", [value, *places.tables]) for value in (q, k))
+    q = tape.op("Mul", [q, weights.constant(np.float32(1 / math.sqrt(head_dim)))])  # the operator scales nothing
+    q, k, v = (tape.op("Cast", [value], {"to": HALF}) for value in (q, k, v))
+    cache = []
+    for new, past, present in zip((k, v), node.inputs[3:5], node.outputs[1:], strict=True):
+        past.type, past.shape = ir.TensorType(HALF), ir.Shape([past.shape[0], past.shape[1], capacity, head_dim])
+        updated = tape.op("TensorScatter", [past, new, places.start], {"axis": -2, "mode": "linear"})
+        updated.type, updated.shape = past.type, past.shape
+        updated.name, present.name = present.name, None
+        graph.outputs[graph.outputs.index(present)] = updated
+        cache.append(updated)
+    y = tape.op(ATTENTION, [q, *cache, None, None, places.ends], {"causal_kind": "lower_right"}, domain=DOMAIN)
+    y = tape.op("Transpose", [tape.op("Cast", [y], {"to": ir.DataType.FLOAT})], {"perm": [0, 2, 1, 3]})
+    graph.insert_before(node, tape.nodes)
+    ir.convenience.replace_all_uses_with(node.outputs[0], y)
+    graph.remove(node, safe=True)
+
+
+def _attention() -> ir.Function:
+    """What TensorRT's operator means, in ONNX's own: a row's last query sees as many positions as `lengths` says."""
+    q, k, v, mask, query_lengths, lengths = (
+        ir.Value(name=name) for name in ("q", "k", "v", "mask", "query_lengths", "lengths")
+    )
+    tape = Tape()
+    valid = tape.op("Cast", [lengths], {"to": ir.DataType.INT64})
+    y = tape.op("Attention", [q, k, v, None, None, None, valid], {"is_causal": 1, "scale": 1.0})
+    y.name = "y"
+    body = ir.Graph([q, k, v, mask, query_lengths, lengths], [y], nodes=tape.nodes, opset_imports={"": OPSET})
+    kind = ir.Attr("causal_kind", ir.AttributeType.STRING, None)
+    return ir.Function(DOMAIN, ATTENTION, graph=body, attributes=[kind])
+
+
+def _emit_fp16(
+    tape: Tape, weights: Weights, name: str, weight: Weight, shape: tuple[int, int], x: ir.Value
+) -> ir.Value:
+    transposed = weights.add(f"{name}.T", HALF, shape[::-1], lambda: _half(name, weight().T))
+    y = tape.op("MatMul", [tape.op("Cast", [x], {"to": HALF}), transposed])
+    return tape.op("Cast", [y], {"to": ir.DataType.FLOAT})
+
+
+EMIT = {"fp16": _emit_fp16}
+
+
+def _half(name: str, array: NDArray[np.float32]) -> NDArray[np.float16]:
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    if not np.isfinite(half).all():
+        msg = f"{name}: a weight is beyond float16 ({np.abs(array).max():.3g}); export with --engine cpu"
+        raise CheckpointError(msg)
+    return half
+
+
+def _finish(model: ir.Model, weights: Weights) -> ir.Model:
+    return finish(model, weights, {"": OPSET, DOMAIN: 1}, IR_VERSION)
