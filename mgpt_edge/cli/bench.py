@@ -9,6 +9,7 @@ import typer
 from mgpt_edge.runtime.errors import InvalidRequest
 
 VERBS = {
+    "report": "everything in one folder: a page to publish, a Markdown table, JSON",
     "compare": "two stored reports: ratios, and whether the second is worse than both scatter",
     "calibrate": "what guessing ahead costs here, kept for the adaptive window",
     "latency": "loading, the first row, a code, a picture, memory; with guesses ahead; four at a time",
