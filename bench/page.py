@@ -79,8 +79,8 @@ def _plots(results: Results) -> Iterator[str]:
         return
     yield '<section>\n<h2>Plots</h2>\n<div class="grid">'
     for title, caption, svg in drawn:
-        yield f'<figure role="group" aria-label="{escape(title)}"><h3>{escape(title)}</h3>'
-        yield f"{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+        named = svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
+        yield f"<figure><h3>{escape(title)}</h3>\n{named}<figcaption>{escape(caption)}</figcaption></figure>"
     yield "</div>\n</section>"
 
 

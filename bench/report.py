@@ -52,7 +52,7 @@ SIMULATED = "7b", (768, 768), 64
 def report(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the report.")] = Path("mgpt-report"),
     model: Annotated[Path | None, typer.Option(help="Bundle; the small model unless given.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="More rounds and pictures, hours for a large model.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="More rounds and pictures; takes longer.")] = False,
 ) -> None:
     """Measure everything, and write a page that can be published."""
     folder = model or default_bundle()
@@ -69,6 +69,7 @@ def report(
         _finish(found, model)
         found.save(output / "report.json")
     except KeyboardInterrupt as error:
+        _say("stopped")
         _write(found, output)
         msg = f"interrupted; what was measured is in {output}, and the same command goes on from there"
         raise Interrupted(msg) from error
@@ -143,7 +144,7 @@ def _finish(found: Results, model: Path | None) -> None:
     if not found.pictures:
         _say("pictures")
         try:
-            found.pictures = [_picture(prompt, seed, model) for seed, prompt in enumerate(PROMPTS)]
+            found.pictures = _pictures(model)
         except MgptError as error:
             _say(str(error))
     try:
@@ -152,11 +153,13 @@ def _finish(found: Results, model: Path | None) -> None:
         found.estimates = {"problem": f"estimates need {error.name}"}
 
 
-def _picture(prompt: str, seed: int, model: Path | None) -> dict[str, Any]:
-    image = mgpt_edge.load(model).generate(prompt, seed=seed)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return {"prompt": prompt, "seed": seed, "png": base64.b64encode(buffer.getvalue()).decode()}
+def _pictures(model: Path | None) -> list[dict[str, Any]]:
+    loaded, drawn = mgpt_edge.load(model), []
+    for seed, prompt in enumerate(PROMPTS):
+        buffer = io.BytesIO()
+        loaded.generate(prompt, seed=seed).save(buffer, "PNG")
+        drawn.append({"prompt": prompt, "seed": seed, "png": base64.b64encode(buffer.getvalue()).decode()})
+    return drawn
 
 
 def _estimates() -> dict[str, Any]:

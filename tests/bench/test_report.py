@@ -40,7 +40,7 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
     picture = {"prompt": "a <red> sphere", "seed": 0, "png": "iVBORw0KGgo="}
     monkeypatch.setattr(report, "run", run)
-    monkeypatch.setattr(report, "_picture", lambda *_: picture)
+    monkeypatch.setattr(report, "_pictures", lambda _: [picture])
     alone = tmp_path / "model" / "bundle"  # the small model where no judge lies beside it
     alone.parent.mkdir()
     alone.symlink_to(default_bundle())
