@@ -44,9 +44,21 @@ class Tensors {
     return static_cast<const T*>(typed.data());
   }
 
+  template <class T>
+  bool is(const std::string& name) const {
+    return arrays_.contains(name.c_str()) && py::isinstance<py::array_t<T, py::array::c_style>>(arrays_[name.c_str()]);
+  }
+
+  // Of 8 or of 4 bits, which the type of their scales says.
   Weights weights(const std::string& name, std::int64_t out, std::int64_t in) const {
     const std::int64_t padded = (out + 15) / 16 * 16;
-    return {get<std::uint8_t>(name, padded * in), get<float>(name + ".scale", padded), padded, in};
+    const std::string scale = name + ".scale";
+    if (!is<std::uint16_t>(scale)) {
+      return {get<std::uint8_t>(name, padded * in), get<float>(scale, padded), nullptr, padded, in};
+    }
+    if (in % mgpt::cpu::kGroup != 0) throw py::value_error("int4 weights take inputs in groups of 32: " + name);
+    const auto* scales = get<std::uint16_t>(scale, padded * in / mgpt::cpu::kGroup);
+    return {get<std::uint8_t>(name, padded * in / 2), nullptr, scales, padded, in};
   }
 
  private:
@@ -180,7 +192,7 @@ void bind_decoder(py::module_& module) {
       .def("capacity", &Cache::capacity, py::arg("row"))
       .def("rollback", &Cache::rollback, py::arg("row"), py::arg("length"))
       .def("copy_prefix", &Cache::copy_prefix, py::arg("source"), py::arg("target"), py::arg("length"));
-  py::class_<Loaded>(module, "CpuDecoder", "The decoder with int8 weights and an int8 cache, on the CPU.")
+  py::class_<Loaded>(module, "CpuDecoder", "The decoder with int8 or int4 weights and an int8 cache, on the CPU.")
       .def(py::init(&load), py::arg("sizes"), py::arg("norm_eps"), py::arg("norm_after"), py::arg("tensors"),
            py::arg("threads"), py::arg("kernels") = "")
       .def_property_readonly("threads", [](const Loaded& self) { return self.decoder->threads(); })

@@ -72,8 +72,8 @@ def export_bundle(
         parts = {name: write_graph(graph, folder, name) for name, graph in graphs.items()}
         total, done = sum(map(graph_bytes, graphs.values())), 0
         if engine == "native":
-            parts["decoder"] = native.write_decoder(checkpoint, checkpoint.config, folder)
-            total += native.decoder_bytes(checkpoint)
+            parts["decoder"] = native.write_decoder(checkpoint, checkpoint.config, precision, folder)
+            total += native.decoder_bytes(checkpoint, precision)
         for name, part in parts.items():
             for count in part:
                 done += count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mgpt_edge.export.lower.linears import PRECISIONS
 
-ENGINES: dict[str, tuple[str, ...]] = {"native": ("int8",), "cpu": tuple(PRECISIONS)}
+ENGINES: dict[str, tuple[str, ...]] = {"native": ("int8", "int4"), "cpu": tuple(PRECISIONS)}
 """Engine -> the precisions it has, the best engine first."""
 
 

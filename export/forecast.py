@@ -96,7 +96,7 @@ def forecasts(checkpoint: Checkpoint) -> dict[str, m.Manifest]:
 
 def _files(checkpoint: Checkpoint, precision: str) -> dict[str, m.FileEntry]:
     if best_engine(precision) == "native":
-        sizes = {native.FILE: native.decoder_bytes(checkpoint)}
+        sizes = {native.FILE: native.decoder_bytes(checkpoint, precision)}
     else:
         sizes = _graph_sizes(checkpoint, precision)
     if checkpoint.vq is not None:

@@ -45,8 +45,8 @@ def width_invariant(checkpoint: Checkpoint, precision: str, engine: str) -> bool
         return all(np.array_equal(whole, run(tokens, width)) for width in WIDTHS)
 
 
-def _by_native(checkpoint: Checkpoint, config: DecoderConfig, _: str, folder: Path) -> Run:
-    for _part in native.write_decoder(checkpoint, config, folder):
+def _by_native(checkpoint: Checkpoint, config: DecoderConfig, precision: str, folder: Path) -> Run:
+    for _ in native.write_decoder(checkpoint, config, precision, folder):
         pass
     decoder = load_decoder(folder / FILE, dimensions(config), config.vocab_size, threads=1)
     decoder.rotate(*rotary_tables(TOKENS, config.head_dim, config.rope_theta))

@@ -102,8 +102,8 @@ struct Decoder::Workspace {
   std::vector<float> projected;    // [tokens, channels of this member]
   std::vector<float> scores;       // [capacity of the longest row]
   std::vector<std::int8_t> bytes;  // [tokens, widest input]
-  std::vector<float> scales;       // [tokens]
-  std::vector<std::int32_t> sums;  // [tokens]
+  std::vector<float> scales;       // [tokens, groups of the widest input]
+  std::vector<std::int32_t> sums;  // the same
 };
 
 Decoder::Decoder(Model model, int threads, const Kernels& kernels)
@@ -123,8 +123,8 @@ Decoder::Decoder(Model model, int threads, const Kernels& kernels)
     work->normalised.resize(tokens * static_cast<std::size_t>(d.hidden));
     work->projected.resize(tokens * static_cast<std::size_t>(channels));
     work->bytes.resize(tokens * static_cast<std::size_t>(widest));
-    work->scales.resize(tokens);
-    work->sums.resize(tokens);
+    work->scales.resize(tokens * static_cast<std::size_t>(widest / kGroup + 1));
+    work->sums.resize(tokens * static_cast<std::size_t>(widest / kGroup + 1));
     work_.push_back(std::move(work));
   }
   mixed_.resize(tokens * static_cast<std::size_t>(mixed));
@@ -224,23 +224,25 @@ void Decoder::run(Cache& cache, std::span<const Token> tokens, float* hidden) {
 }
 
 // A branch's input, as bytes: the residual stream, normalised if the norm stands before the branch.
-Activations Decoder::branch_input(Workspace& work, const float* norm, std::int64_t rows) const {
+Activations Decoder::branch_input(Workspace& work, const Weights& weights, const float* norm, std::int64_t rows) const {
   const Dimensions& d = model_.dimensions;
-  if (d.norm_after) return quantised(work, work.stream.data(), rows, d.hidden);
+  if (d.norm_after) return quantised(work, weights, work.stream.data(), rows);
   for (std::int64_t t = 0; t < rows; ++t) {
     const float* x = work.stream.data() + t * d.hidden;
     kernels_.rms_norm(x, norm, d.norm_eps, d.hidden, work.normalised.data() + t * d.hidden);
   }
-  return quantised(work, work.normalised.data(), rows, d.hidden);
+  return quantised(work, weights, work.normalised.data(), rows);
 }
 
 // Every member quantises all rows itself: cheaper than one more barrier.
-Activations Decoder::quantised(Workspace& work, const float* x, std::int64_t rows, std::int64_t size) const {
+Activations Decoder::quantised(Workspace& work, const Weights& weights, const float* x, std::int64_t rows) const {
+  const std::int64_t size = weights.in, group = weights.group_scales == nullptr ? size : kGroup;
   for (std::int64_t t = 0; t < rows; ++t) {
-    const auto i = static_cast<std::size_t>(t);
-    kernels_.quantise(x + t * size, size, work.bytes.data() + t * size, &work.scales[i], &work.sums[i]);
+    const std::int64_t at = t * (size / group);
+    kernels_.quantise(x + t * size, size, group, work.bytes.data() + t * size, work.scales.data() + at,
+                      work.sums.data() + at);
   }
-  return {work.bytes.data(), work.scales.data(), work.sums.data(), rows, size};
+  return {work.bytes.data(), work.scales.data(), work.sums.data(), rows, size, group};
 }
 
 // A member computes its heads from the projection to what attention leaves, then its channels of the output.
@@ -253,7 +255,7 @@ void Decoder::attention(int member, const Layer& layer, std::int64_t index, cons
   const std::int64_t channels = (group + 2) * dim;  // of one K/V head
   const Range mine = share(d.kv_heads, member, team_.size());
   const std::int64_t stride = (mine.last - mine.first) * channels;
-  const Activations x = branch_input(work, layer.attention_norm, rows);
+  const Activations x = branch_input(work, layer.qkv, layer.attention_norm, rows);
   kernels_.linear(layer.qkv, x, mine.first * channels / kChannels, mine.last * channels / kChannels,
                   work.projected.data(), stride);
   for (std::int64_t kv = mine.first; kv < mine.last; ++kv) {
@@ -281,7 +283,7 @@ void Decoder::attention(int member, const Layer& layer, std::int64_t index, cons
     }
   }
   team_.barrier();
-  const Activations y = quantised(work, mixed_.data(), rows, d.heads * dim);
+  const Activations y = quantised(work, layer.out, mixed_.data(), rows);
   const Range out = share(d.hidden / kChannels, member, team_.size());
   kernels_.linear(layer.out, y, out.first, out.last, delta_.data() + out.first * kChannels, d.hidden);
   team_.barrier();
@@ -292,14 +294,14 @@ void Decoder::feed_forward(int member, const Layer& layer, std::int64_t rows) {
   Workspace& work = *work_[static_cast<std::size_t>(member)];
   const Range mine = share(d.intermediate / kChannels, member, team_.size());
   const std::int64_t size = (mine.last - mine.first) * kChannels;
-  const Activations x = branch_input(work, layer.mlp_norm, rows);
+  const Activations x = branch_input(work, layer.gate_up, layer.mlp_norm, rows);
   kernels_.linear(layer.gate_up, x, 2 * mine.first, 2 * mine.last, work.projected.data(), 2 * size);
   for (std::int64_t t = 0; t < rows; ++t) {
     kernels_.gate(work.projected.data() + t * 2 * size, size,
                   gated_.data() + t * d.intermediate + mine.first * kChannels);
   }
   team_.barrier();
-  const Activations y = quantised(work, gated_.data(), rows, d.intermediate);
+  const Activations y = quantised(work, layer.down, gated_.data(), rows);
   const Range out = share(d.hidden / kChannels, member, team_.size());
   kernels_.linear(layer.down, y, out.first, out.last, delta_.data() + out.first * kChannels, d.hidden);
   team_.barrier();
@@ -325,7 +327,7 @@ void Decoder::logits(const float* hidden, std::int64_t rows, std::int64_t low, s
     const std::int64_t count = std::min(rows - start, kTokensAtOnce);
     team_.run([&](int member) {
       Workspace& work = *work_[static_cast<std::size_t>(member)];
-      const Activations x = quantised(work, hidden + start * d.hidden, count, d.hidden);
+      const Activations x = quantised(work, model_.head, hidden + start * d.hidden, count);
       const Range mine = share(last - first, member, team_.size());
       // In pieces that fit the workspace; a piece's ends may lie outside [low, high).
       const auto room = static_cast<std::int64_t>(work.projected.size()) / (count * kChannels);

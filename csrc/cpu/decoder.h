@@ -1,4 +1,4 @@
-// The family's decoder with int8 weights and an int8 cache, as one call a pass.
+// The family's decoder with int8 or int4 weights and an int8 cache, as one call a pass.
 //
 // A token's result depends on the tokens before it alone: not on what shares the pass, on the number of threads, nor on
 // the instruction set. Integer products are exact, floating point is done in one fixed order (lanes.h).
@@ -120,8 +120,8 @@ class Decoder {
   void logits(const float* hidden, std::int64_t rows, std::int64_t low, std::int64_t high, float* out);
   void attention(int member, const Layer& layer, std::int64_t index, const Cache& cache, std::span<const Token> tokens);
   void feed_forward(int member, const Layer& layer, std::int64_t rows);
-  Activations quantised(Workspace& work, const float* x, std::int64_t rows, std::int64_t size) const;
-  Activations branch_input(Workspace& work, const float* norm, std::int64_t rows) const;
+  Activations quantised(Workspace& work, const Weights& weights, const float* x, std::int64_t rows) const;
+  Activations branch_input(Workspace& work, const Weights& weights, const float* norm, std::int64_t rows) const;
   void residual(Workspace& work, const float* norm, std::int64_t rows) const;
 
   Model model_;

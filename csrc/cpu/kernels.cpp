@@ -28,8 +28,7 @@ MGPT_INLINE float largest_magnitude(const float* row, std::int64_t size) {
     const Words bits = (Words)magnitude(load(row + i));
     found = (found & ~(bits > found)) | (bits & (bits > found));
   }
-  std::int32_t best = 0;
-  for (int i = 0; i < kLanes; ++i) best = found[i] > best ? found[i] : best;
+  const std::int32_t best = largest(found);
   float value;
   std::memcpy(&value, &best, sizeof value);
   return value;
@@ -44,9 +43,7 @@ MGPT_INLINE std::int32_t to_bytes(const float* row, std::int64_t size, float sca
     const Bytes narrow = __builtin_convertvector(bytes, Bytes);
     std::memcpy(values + i, &narrow, sizeof narrow);
   }
-  std::int32_t sum = 0;
-  for (int i = 0; i < kLanes; ++i) sum += total[i];
-  return sum;
+  return sum(total);
 }
 
 MGPT_INLINE float scale_of(float largest) {
@@ -54,9 +51,12 @@ MGPT_INLINE float scale_of(float largest) {
   return scale < kSmallestScale ? kSmallestScale : scale;  // NaN stays NaN
 }
 
-void quantise(const float* row, std::int64_t size, std::int8_t* values, float* scale, std::int32_t* sum) {
-  *scale = scale_of(largest_magnitude(row, size));
-  *sum = to_bytes(row, size, *scale, values);
+void quantise(const float* row, std::int64_t size, std::int64_t group, std::int8_t* values, float* scales,
+              std::int32_t* sums) {
+  for (std::int64_t i = 0; i < size; i += group, ++scales, ++sums) {
+    *scales = scale_of(largest_magnitude(row + i, group));
+    *sums = to_bytes(row + i, group, *scales, values + i);
+  }
 }
 
 // ---- integer products: acc[16 channels] += w[16][4] * a[4] ----------------------------------------------------------
@@ -72,8 +72,15 @@ MGPT_INLINE Sums zero() {
 struct Block {
   __m512i v;
 };
+struct Halves {
+  Block low, high;
+};
 MGPT_INLINE Block load_block(const std::uint8_t* w) {
   return {_mm512_loadu_si512(w)};
+}
+MGPT_INLINE Halves load_halves(const std::uint8_t* w) {
+  const __m512i both = _mm512_loadu_si512(w), mask = _mm512_set1_epi8(15);
+  return {{_mm512_and_si512(both, mask)}, {_mm512_and_si512(_mm512_srli_epi16(both, 4), mask)}};
 }
 MGPT_INLINE void accumulate(Sums& acc, const Block& w, std::int32_t a) {
   acc.v = _mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(a));
@@ -94,9 +101,19 @@ MGPT_INLINE Sums zero() {
 struct Block {
   __m256i low, high;
 };
+struct Halves {
+  Block low, high;
+};
 MGPT_INLINE Block load_block(const std::uint8_t* w) {
   const auto* from = reinterpret_cast<const __m256i*>(w);
   return {_mm256_loadu_si256(from), _mm256_loadu_si256(from + 1)};
+}
+MGPT_INLINE Halves load_halves(const std::uint8_t* w) {
+  const Block both = load_block(w);
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {{_mm256_and_si256(both.low, mask), _mm256_and_si256(both.high, mask)},
+          {_mm256_and_si256(_mm256_srli_epi16(both.low, 4), mask),
+           _mm256_and_si256(_mm256_srli_epi16(both.high, 4), mask)}};
 }
 MGPT_INLINE void accumulate(Sums& acc, const Block& w, std::int32_t a) {
   const __m256i four = _mm256_set1_epi32(a);
@@ -123,12 +140,25 @@ MGPT_INLINE Sums zero() {
 struct Block {
   __m256i v[4];
 };
+struct Halves {
+  Block low, high;
+};
 MGPT_INLINE Block load_block(const std::uint8_t* w) {
   Block block;
   for (int i = 0; i < 4; ++i) {
     block.v[i] = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w) + i));
   }
   return block;
+}
+MGPT_INLINE Halves load_halves(const std::uint8_t* w) {
+  const Block both = load_block(w);
+  const __m256i mask = _mm256_set1_epi16(15);
+  Halves halves;
+  for (int i = 0; i < 4; ++i) {
+    halves.low.v[i] = _mm256_and_si256(both.v[i], mask);
+    halves.high.v[i] = _mm256_srli_epi16(both.v[i], 4);
+  }
+  return halves;
 }
 MGPT_INLINE void accumulate(Sums& acc, const Block& w, std::int32_t a) {
   const __m256i four = _mm256_broadcastq_epi64(_mm_cvtepi8_epi16(_mm_cvtsi32_si128(a)));
@@ -156,10 +186,22 @@ MGPT_INLINE Sums zero() {
 struct Block {
   int8x16_t v[4];
 };
+struct Halves {
+  Block low, high;
+};
 MGPT_INLINE Block load_block(const std::uint8_t* w) {
   Block block;
   for (int i = 0; i < 4; ++i) block.v[i] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(w + 16 * i), vdupq_n_u8(0x80)));
   return block;
+}
+MGPT_INLINE Halves load_halves(const std::uint8_t* w) {
+  Halves halves;
+  for (int i = 0; i < 4; ++i) {
+    const uint8x16_t both = vld1q_u8(w + 16 * i);
+    halves.low.v[i] = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
+    halves.high.v[i] = vreinterpretq_s8_u8(vshrq_n_u8(both, 4));
+  }
+  return halves;
 }
 MGPT_INLINE void accumulate(Sums& acc, const Block& w, std::int32_t a) {
   const int8x16_t four = vreinterpretq_s8_s32(vdupq_n_s32(a));
@@ -182,10 +224,23 @@ MGPT_INLINE Sums zero() {
   return {Words{}};
 }
 struct Block {
-  const std::uint8_t* w;
+  std::uint8_t w[kChannels * kDepth];
+};
+struct Halves {
+  Block low, high;
 };
 MGPT_INLINE Block load_block(const std::uint8_t* w) {
-  return {w};
+  Block block;
+  std::memcpy(&block, w, sizeof block);
+  return block;
+}
+MGPT_INLINE Halves load_halves(const std::uint8_t* w) {
+  Halves halves;
+  for (int i = 0; i < kChannels * kDepth; ++i) {
+    halves.low.w[i] = w[i] & 15;
+    halves.high.w[i] = w[i] >> 4;
+  }
+  return halves;
 }
 MGPT_INLINE void accumulate(Sums& acc, const Block& block, std::int32_t a) {
   std::int8_t four[4];
@@ -209,64 +264,124 @@ constexpr std::int32_t kOffset = 128;
 #endif
 
 // `blocks` neighbouring blocks of channels times `rows` rows, all sums in registers.
-template <int rows, int blocks>
-MGPT_INLINE void tile(const Weights& weights, const Activations& x, std::int64_t block, std::int64_t row, float* y,
-                      std::int64_t stride) {
-  const std::int64_t bytes = weights.in * kChannels;  // of one block
-  const std::uint8_t* w = weights.packed + block * bytes;
-  const std::int8_t* a = x.values + row * x.in;
-  Sums sums[rows][blocks];
-  for (int r = 0; r < rows; ++r) {
-    for (int b = 0; b < blocks; ++b) sums[r][b] = zero();
-  }
-  for (std::int64_t i = 0; i < weights.in; i += kDepth) {
-    Block part[blocks];
-    for (int b = 0; b < blocks; ++b) part[b] = load_block(w + b * bytes + i * kChannels);
-    for (int r = 0; r < rows; ++r) {
-      std::int32_t four;
-      std::memcpy(&four, a + r * x.in + i, sizeof four);
-      for (int b = 0; b < blocks; ++b) accumulate(sums[r][b], part[b], four);
-    }
-  }
-  for (int r = 0; r < rows; ++r) {
-    const float scale = x.scales[row + r];
-    const std::int32_t offset = kOffset * x.sums[row + r];
-    for (int b = 0; b < blocks; ++b) {
-      const Lanes exact = __builtin_convertvector(words(sums[r][b]) - offset, Lanes);
-      const std::int64_t channel = b * kChannels;
-      store(y + (row + r) * stride + channel, exact * load(weights.scales + block * kChannels + channel) * scale);
-    }
-  }
-}
+struct Tile8 {
+  static constexpr int kMost = kMostSums;
 
-template <int blocks>
+  template <int rows, int blocks>
+  MGPT_INLINE static void run(const Weights& weights, const Activations& x, std::int64_t block, std::int64_t row,
+                              float* y, std::int64_t stride) {
+    const std::int64_t bytes = weights.in * kChannels;  // of one block
+    const std::uint8_t* w = weights.packed + block * bytes;
+    const std::int8_t* a = x.values + row * x.in;
+    Sums sums[rows][blocks];
+    for (int r = 0; r < rows; ++r) {
+      for (int b = 0; b < blocks; ++b) sums[r][b] = zero();
+    }
+    for (std::int64_t i = 0; i < weights.in; i += kDepth) {
+      Block part[blocks];
+      for (int b = 0; b < blocks; ++b) part[b] = load_block(w + b * bytes + i * kChannels);
+      for (int r = 0; r < rows; ++r) {
+        std::int32_t four;
+        std::memcpy(&four, a + r * x.in + i, sizeof four);
+        for (int b = 0; b < blocks; ++b) accumulate(sums[r][b], part[b], four);
+      }
+    }
+    for (int r = 0; r < rows; ++r) {
+      const float scale = x.scales[row + r];
+      const std::int32_t offset = kOffset * x.sums[row + r];
+      for (int b = 0; b < blocks; ++b) {
+        const Lanes exact = __builtin_convertvector(words(sums[r][b]) - offset, Lanes);
+        const std::int64_t channel = b * kChannels;
+        store(y + (row + r) * stride + channel, exact * load(weights.scales + block * kChannels + channel) * scale);
+      }
+    }
+  }
+};
+
+// The same for weights of 4 bits: the sums of a group are exact, its scales make them floats, groups follow in order.
+struct Tile4 {
+  static constexpr int kMost = kMostSums / 3;  // each sum has its total beside it, each block two halves
+
+  template <int rows, int blocks>
+  MGPT_INLINE static void run(const Weights& weights, const Activations& x, std::int64_t block, std::int64_t row,
+                              float* y, std::int64_t stride) {
+    const std::int64_t groups = weights.in / kGroup, bytes = weights.in * kChannels / 2;
+    const std::uint8_t* w = weights.packed + block * bytes;
+    const std::uint16_t* scales = weights.group_scales + block * groups * kChannels;
+    const std::int8_t* a = x.values + row * x.in;
+    Lanes totals[rows][blocks] = {};
+    for (std::int64_t group = 0; group < groups; ++group) {
+      Sums sums[rows][blocks];
+      for (int r = 0; r < rows; ++r) {
+        for (int b = 0; b < blocks; ++b) sums[r][b] = zero();
+      }
+#pragma GCC unroll 4
+      for (std::int64_t eight = 0; eight < kGroup / (2 * kDepth); ++eight) {
+        const std::int64_t i = group * kGroup + eight * 2 * kDepth;
+        Halves part[blocks];
+        for (int b = 0; b < blocks; ++b) part[b] = load_halves(w + b * bytes + i * kChannels / 2);
+        for (int r = 0; r < rows; ++r) {
+          std::int32_t low, high;
+          std::memcpy(&low, a + r * x.in + i, sizeof low);
+          std::memcpy(&high, a + r * x.in + i + kDepth, sizeof high);
+          for (int b = 0; b < blocks; ++b) accumulate(sums[r][b], part[b].low, low);
+          for (int b = 0; b < blocks; ++b) accumulate(sums[r][b], part[b].high, high);
+        }
+      }
+      for (int b = 0; b < blocks; ++b) {
+        const Lanes scale = load_brains(scales + (b * groups + group) * kChannels);
+        for (int r = 0; r < rows; ++r) {
+          const std::int64_t at = (row + r) * groups + group;
+          const Lanes exact = __builtin_convertvector(words(sums[r][b]) - 8 * x.sums[at], Lanes);
+          totals[r][b] += exact * (scale * x.scales[at]);
+        }
+      }
+    }
+    for (int r = 0; r < rows; ++r) {
+      for (int b = 0; b < blocks; ++b) store(y + (row + r) * stride + b * kChannels, totals[r][b]);
+    }
+  }
+};
+
+template <class Tile, int blocks>
 MGPT_INLINE void columns(const Weights& weights, const Activations& x, std::int64_t block, float* y,
                          std::int64_t stride) {
-  constexpr int most = kMostSums / blocks < 1 ? 1 : kMostSums / blocks;
+  constexpr int most = Tile::kMost / blocks < 1 ? 1 : Tile::kMost / blocks;
   constexpr int rows = most > 4 ? 4 : most;  // eight rows spill registers
   std::int64_t row = 0;
-  for (; row + rows <= x.rows; row += rows) tile<rows, blocks>(weights, x, block, row, y, stride);
+  for (; row + rows <= x.rows; row += rows) Tile::template run<rows, blocks>(weights, x, block, row, y, stride);
   if constexpr (rows > 2) {
-    for (; row + 2 <= x.rows; row += 2) tile<2, blocks>(weights, x, block, row, y, stride);
+    for (; row + 2 <= x.rows; row += 2) Tile::template run<2, blocks>(weights, x, block, row, y, stride);
   }
-  for (; row < x.rows; ++row) tile<1, blocks>(weights, x, block, row, y, stride);
+  for (; row < x.rows; ++row) Tile::template run<1, blocks>(weights, x, block, row, y, stride);
+}
+
+// Few rows wait for memory, so many blocks are read side by side; many rows use each block often.
+template <class Tile>
+MGPT_INLINE void all_columns(const Weights& weights, const Activations& x, std::int64_t first, std::int64_t last,
+                             float* y, std::int64_t stride) {
+  constexpr int wide = Tile::kMost / 2 > 8 ? 8 : Tile::kMost / 2;  // of two rows
+  std::int64_t block = first;
+  const auto at = [&] { return y + (block - first) * kChannels; };
+  if constexpr (wide > 3) {
+    if (x.rows <= 2) {
+      for (; block + wide <= last; block += wide) columns<Tile, wide>(weights, x, block, at(), stride);
+    }
+  }
+  if constexpr (Tile::kMost >= 12) {
+    for (; block + 3 <= last; block += 3) columns<Tile, 3>(weights, x, block, at(), stride);
+  }
+  for (; block + 2 <= last; block += 2) columns<Tile, 2>(weights, x, block, at(), stride);
+  for (; block < last; ++block) columns<Tile, 1>(weights, x, block, at(), stride);
 }
 
 void linear(const Weights& weights, const Activations& x, std::int64_t first, std::int64_t last, float* y,
             std::int64_t stride) {
-  // Few rows wait for memory, so many blocks are read side by side; many rows use each block often.
-  std::int64_t block = first;
-  const auto at = [&] { return y + (block - first) * kChannels; };
-  if constexpr (kMostSums >= 16) {
-    if (x.rows <= 2) {
-      for (; block + 8 <= last; block += 8) columns<8>(weights, x, block, at(), stride);
-    }
+  if (weights.group_scales != nullptr) {
+    all_columns<Tile4>(weights, x, first, last, y, stride);
+  } else {
+    all_columns<Tile8>(weights, x, first, last, y, stride);
   }
-  if constexpr (kMostSums >= 12) {
-    for (; block + 3 <= last; block += 3) columns<3>(weights, x, block, at(), stride);
-  }
-  for (; block + 2 <= last; block += 2) columns<2>(weights, x, block, at(), stride);
-  for (; block < last; ++block) columns<1>(weights, x, block, at(), stride);
 }
 
 void rms_norm(const float* x, const float* weight, float eps, std::int64_t size, float* y) {
@@ -344,11 +459,11 @@ void attend(const HeadCache& cache, const float* query, std::int64_t last, std::
   std::int8_t bytes[kMostHeadDim];
   float scale;
   std::int32_t query_sum;
-  quantise(query, dim, bytes, &scale, &query_sum);
+  quantise(query, dim, dim, bytes, &scale, &query_sum);
   // Keys are packed like weights, one channel a token.
   const std::int64_t blocks = last / kChannels + 1;
-  const Weights keys{cache.keys, cache.key_scales, blocks * kChannels, dim};
-  linear(keys, {bytes, &scale, &query_sum, 1, dim}, 0, blocks, scratch, 0);
+  const Weights keys{cache.keys, cache.key_scales, nullptr, blocks * kChannels, dim};
+  all_columns<Tile8>(keys, {bytes, &scale, &query_sum, 1, dim, dim}, 0, blocks, scratch, 0);
   const float temperature = 1.0f / root(static_cast<float>(dim));
   const Words lane{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   Lanes best = all(-__builtin_inff());

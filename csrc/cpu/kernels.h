@@ -9,24 +9,29 @@ namespace mgpt::cpu {
 
 constexpr std::int64_t kChannels = 16;  // output channels of a block of packed weights
 constexpr std::int64_t kDepth = 4;      // inputs that stand side by side in it
+constexpr std::int64_t kGroup = 32;     // inputs that share a scale, where weights have 4 bits
 constexpr std::int64_t kMostHeadDim = 1024;
 
-// Weights [out, in] as bytes w + 128, packed [out / 16][in / 4][16][4]; one scale an output channel. `out` is a
-// multiple of 16 and `in` of 4.
+// Weights [out, in]; `out` is a multiple of 16.
+// Of 8 bits: bytes w + 128, packed [out / 16][in / 4][16][4]; one scale an output channel. `in` is a multiple of 4.
+// Of 4 bits: halves of bytes w + 8, packed [out / 16][in / 8][16][4], the low halves inputs 0-3 of eight and the high
+// halves 4-7; bfloat16 scales [out / 16][in / 32][16]. `in` is a multiple of 32.
 struct Weights {
   const std::uint8_t* packed;
-  const float* scales;
+  const float* scales;                // null for 4 bits
+  const std::uint16_t* group_scales;  // null for 8 bits
   std::int64_t out;
   std::int64_t in;
 };
 
-// Rows of activations as int8, with a scale and the sum of the bytes for each.
+// Rows of activations as int8; `group` inputs share a scale: all of a row, or kGroup for weights of 4 bits.
 struct Activations {
   std::int8_t* values;  // [rows, in]
-  float* scales;        // [rows]
-  std::int32_t* sums;   // [rows]
+  float* scales;        // [rows, in / group]
+  std::int32_t* sums;   // [rows, in / group], of the bytes
   std::int64_t rows;
   std::int64_t in;
+  std::int64_t group;
 };
 
 // One head's cached keys and values of one sequence: bytes with a scale a token. Keys are packed as weights are, a
@@ -46,11 +51,12 @@ struct Rotation {
 struct Kernels {
   const char* name;
 
-  // One row of floats -> int8 by its largest magnitude; NaN in, NaN scale out.
-  void (*quantise)(const float* row, std::int64_t size, std::int8_t* values, float* scale, std::int32_t* sum);
+  // One row of floats -> int8, each group by its largest magnitude; NaN in, NaN scale out.
+  void (*quantise)(const float* row, std::int64_t size, std::int64_t group, std::int8_t* values, float* scales,
+                   std::int32_t* sums);
 
-  // y[row, channel] for channels of blocks [first, last): exact integer sums, scaled once. `y` points at the first
-  // of these channels, its rows are `stride` floats apart.
+  // y[row, channel] for channels of blocks [first, last): exact integer sums of each group, scaled, added in order.
+  // `y` points at the first of these channels, its rows are `stride` floats apart.
   void (*linear)(const Weights& weights, const Activations& x, std::int64_t first, std::int64_t last, float* y,
                  std::int64_t stride);
 

@@ -53,6 +53,25 @@ MGPT_INLINE Words load_bytes(const std::int8_t* from) {
 #endif
 }
 
+// Sixteen bfloat16.
+MGPT_INLINE Lanes load_brains(const std::uint16_t* from) {
+#if defined(__AVX512F__)
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return (Lanes)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
+#elif defined(__AVX2__)
+  const auto* at = reinterpret_cast<const __m128i*>(from);
+  const __m256i words[2] = {_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(at)), 16),
+                            _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(at + 1)), 16)};
+  Lanes x;
+  std::memcpy(&x, words, sizeof x);
+  return x;
+#else
+  Words x;
+  for (int i = 0; i < kLanes; ++i) x[i] = static_cast<std::int32_t>(static_cast<std::uint32_t>(from[i]) << 16);
+  return (Lanes)x;
+#endif
+}
+
 MGPT_INLINE Lanes to_floats(Words x) {
   return __builtin_convertvector(x, Lanes);
 }
@@ -83,6 +102,24 @@ MGPT_INLINE float sum(Lanes x) {
     for (int i = 0; i < width; ++i) v[i] += v[i + width];
   }
   return v[0];
+}
+
+// Of whole numbers, in halves: whatever the order, the result is the same.
+template <class Join>
+MGPT_INLINE std::int32_t joined(Words x, Join join) {
+  x = join(x, __builtin_shuffle(x, Words{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));
+  x = join(x, __builtin_shuffle(x, Words{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}));
+  x = join(x, __builtin_shuffle(x, Words{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}));
+  x = join(x, __builtin_shuffle(x, Words{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}));
+  return x[0];
+}
+
+MGPT_INLINE std::int32_t sum(Words x) {
+  return joined(x, [](Words a, Words b) { return a + b; });
+}
+
+MGPT_INLINE std::int32_t largest(Words x) {
+  return joined(x, [](Words a, Words b) { return (a & (a > b)) | (b & ~(a > b)); });
 }
 
 MGPT_INLINE float largest(Lanes x) {

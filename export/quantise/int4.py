@@ -19,8 +19,8 @@ BLOCK = 32
 def pack(weight: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Weight [out, in] -> pairs of 4-bit values uint8 [out, in / BLOCK, BLOCK / 2], low half first, and scales.
 
-    Scales are [out, in / BLOCK]; a value q stands for (q - 8) * scale. The scale takes the sign that lets
-    the largest value of a block stand at -8, the one end of the range that has no opposite.
+    Scales are [out, in / BLOCK], numbers that bfloat16 holds; a value q stands for (q - 8) * scale. The scale takes the
+    sign that lets the largest value of a block stand at -8, the one end of the range that has no opposite.
 
     Raises:
         CheckpointError: `in` is no multiple of BLOCK.
@@ -35,7 +35,7 @@ def pack(weight: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.flo
         rows = slice(start, start + 1024)
         blocks = weight[rows].reshape(-1, width // BLOCK, BLOCK)
         extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)
-        scale = np.where(extreme == 0, np.float32(1), extreme / np.float32(-8))
+        scale = _brain(np.where(extreme == 0, np.float32(1), extreme / np.float32(-8)))
         values = np.clip(np.rint(blocks / scale) + 8, 0, 15).astype(np.uint8)
         packed[rows] = values[..., ::2] | values[..., 1::2] << 4
         scales[rows] = scale[..., 0]
@@ -46,6 +46,11 @@ def unpack(packed: NDArray[np.uint8], scales: NDArray[np.float32]) -> NDArray[np
     """The weight [out, in] that `pack`'s result stands for."""
     values = np.stack((packed & 15, packed >> 4), -1).reshape(*scales.shape, BLOCK).astype(np.float32) - 8
     return (values * scales[..., None]).reshape(len(packed), -1)
+
+
+def _brain(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The nearest numbers that bfloat16 holds."""
+    return torch.from_numpy(x).to(torch.bfloat16).float().numpy()
 
 
 class Int4Linear(nn.Module):

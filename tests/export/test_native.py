@@ -17,7 +17,7 @@ from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.golden import load_block
 from mgpt_edge.export.lower import native
 from mgpt_edge.export.model import causal_attention
-from mgpt_edge.export.quantise import quantised_linear
+from mgpt_edge.export.quantise import int4, quantised_linear
 from mgpt_edge.runtime._native import decoder_kernels
 from mgpt_edge.runtime.engines.base import Fed
 from mgpt_edge.runtime.engines.native import FILE, NativeEngine, load_decoder
@@ -27,9 +27,9 @@ from mgpt_edge.runtime.tensors import map_tensors
 LENGTHS = (40, 31)
 
 
-@pytest.fixture(scope="module", params=["7b", "34b"])
+@pytest.fixture(scope="module", params=[("7b", "int8"), ("34b", "int8"), ("7b", "int4")], ids="-".join)
 def bundle(request, bundle_of):
-    return bundle_of(request.param, "int8", "native")
+    return bundle_of(*request.param, "native")
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +68,14 @@ def reference(checkpoint, sequence, precision):
     return quantised_linear(checkpoint.tensor("lm_head.weight"), precision)(x)[0].numpy()
 
 
-def test_as_near_to_float32_as_the_int8_reference(request, bundle, sequences, whole, checkpoints):
-    """The cache in int8 adds little to what int8 linears lose; a mistake anywhere would add far more."""
-    checkpoint = Checkpoint.open(checkpoints[request.node.callspec.params["bundle"]])
+def test_as_near_to_float32_as_the_reference_of_its_precision(request, bundle, sequences, whole, checkpoints):
+    """The cache in int8 adds little to what the linears lose; a mistake anywhere would add far more."""
+    family, precision = request.node.callspec.params["bundle"]
+    checkpoint = Checkpoint.open(checkpoints[family])
     for sequence, got in zip(sequences, whole, strict=True):
         exact = reference(checkpoint, sequence, "fp32")
-        lost = np.linalg.norm(reference(checkpoint, sequence, "int8") - exact)
-        assert lost < 0.1 * np.linalg.norm(exact)
+        lost = np.linalg.norm(reference(checkpoint, sequence, precision) - exact)
+        assert lost < {"int8": 0.1, "int4": 0.5}[precision] * np.linalg.norm(exact)
         assert np.linalg.norm(got - exact) < 1.5 * lost
 
 
@@ -193,7 +194,7 @@ def test_the_file_is_safetensors_in_whole_cache_lines(bundle):
 
 def test_packed_weights_are_where_the_kernels_look():
     weight = np.random.default_rng(0).normal(size=(35, 24)).astype(np.float32)
-    packed, scale = native.pack(weight)
+    packed, scale = native.pack8(weight)
     assert packed.shape == (3, 6, 16, 4)
     for channel, row in enumerate(weight):
         bytes_ = packed[channel // 16, :, channel % 16, :].reshape(-1).astype(np.int32) - 128
@@ -201,10 +202,25 @@ def test_packed_weights_are_where_the_kernels_look():
     assert not scale[35:].any()
 
 
-def test_sizes_that_do_not_fit_the_kernels_are_refused(checkpoints, tmp_path):
+def test_packed_halves_are_where_the_kernels_look():
+    weight = np.random.default_rng(0).normal(size=(35, 64)).astype(np.float32)
+    packed, scale = native.pack4(weight)
+    assert (packed.shape, scale.shape) == ((3, 8, 16, 4), (3, 2, 16))
+    values = int4.unpack(*int4.pack(weight))
+    for channel, row in enumerate(values):
+        bytes_ = packed[channel // 16, :, channel % 16, :]
+        halves = np.stack((bytes_ & 15, bytes_ >> 4), 1).reshape(2, 32).astype(np.int32) - 8
+        scales = (scale[channel // 16, :, channel % 16].astype(np.uint32) << 16).view(np.float32)
+        assert np.array_equal((halves * scales[:, None]).reshape(-1), row)
+
+
+@pytest.mark.parametrize(
+    ("size", "precision", "said"), [(100, "int8", "ffn 100; use --engine cpu"), (48, "int4", "blocks of 32 inputs")]
+)
+def test_sizes_that_do_not_fit_the_kernels_are_refused(checkpoints, tmp_path, size, precision, said):
     checkpoint = Checkpoint.open(checkpoints["7b"])
-    with pytest.raises(InvalidRequest, match=r"ffn 100; use --engine cpu"):
-        list(native.write_decoder(checkpoint, replace(checkpoint.config, intermediate_size=100), tmp_path))
+    with pytest.raises(InvalidRequest, match=said):
+        list(native.write_decoder(checkpoint, replace(checkpoint.config, intermediate_size=size), precision, tmp_path))
 
 
 @pytest.mark.parametrize("damage", ["short", "header", "shape", "missing"])
