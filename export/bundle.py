@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from mgpt_edge.export import trace
 from mgpt_edge.export.checkpoint import to_array
 from mgpt_edge.export.engines import ENGINES, best_engine
-from mgpt_edge.export.forecast import describe
+from mgpt_edge.export.forecast import describe, row_capacity
 from mgpt_edge.export.golden import golden_logits
 from mgpt_edge.export.graphfile import graph_bytes, write_graph
 from mgpt_edge.export.invariance import width_invariant
-from mgpt_edge.export.lower import cpu, native
+from mgpt_edge.export.lower import cpu, native, tensorrt
 from mgpt_edge.export.tokenizer import text_tokenizer
 from mgpt_edge.runtime import manifest as m
 from mgpt_edge.runtime.bundle import MANIFEST, Bundle, sha256, write_atomically
@@ -65,10 +65,11 @@ def export_bundle(
     """
     engine = engine or best_engine(precision)
     _check_request(checkpoint, precision, engine, target_size)
+    target_size = target_size or checkpoint.defaults.target_size
     with _temporary(out) as folder:
         graphs = _vq_graphs(checkpoint)
-        if engine == "cpu":
-            graphs = _decoder_graphs(checkpoint, precision) | graphs
+        if engine != "native":
+            graphs = _decoder_graphs(checkpoint, precision, engine, target_size) | graphs
         parts = {name: write_graph(graph, folder, name) for name, graph in graphs.items()}
         total, done = sum(map(graph_bytes, graphs.values())), 0
         if engine == "native":
@@ -87,7 +88,7 @@ def export_bundle(
             precision,
             _files(folder),
             engine=engine,
-            target_size=target_size or checkpoint.defaults.target_size,
+            target_size=target_size,
             width_invariant=width_invariant(checkpoint, precision, engine),
         )
         write_atomically(folder / MANIFEST, (json.dumps(manifest.to_json(), indent=1) + "\n").encode())
@@ -129,18 +130,21 @@ def _temporary(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _decoder_graphs(checkpoint: Checkpoint, precision: str) -> dict[str, ir.Model]:
+def _decoder_graphs(checkpoint: Checkpoint, precision: str, engine: str, target_size: int) -> dict[str, ir.Model]:
     config, vocabulary = checkpoint.config, checkpoint.vocabulary
+    traced = trace.trace_decoder(config, checkpoint.norm_groups)
+    if engine == "rtx":
+        lower_head, capacity = tensorrt.lower_head, row_capacity(checkpoint, target_size)
+        decoder = tensorrt.lower_decoder(traced, checkpoint.array, precision, capacity)
+    else:
+        lower_head = cpu.lower_head
+        decoder = cpu.lower_decoder(traced, checkpoint.array, precision)
 
     def head(start: int, stop: int) -> ir.Model:
         graph = trace.trace_head(config.hidden_size, stop - start)
-        return cpu.lower_head(graph, lambda _: checkpoint.array("lm_head.weight")[start:stop], precision)
+        return lower_head(graph, lambda _: checkpoint.array("lm_head.weight")[start:stop], precision)
 
-    return {
-        "decoder": cpu.lower_decoder(trace.trace_decoder(config, checkpoint.norm_groups), checkpoint.array, precision),
-        "head_image": head(*vocabulary.code_range),
-        "head_text": head(0, vocabulary.size),
-    }
+    return {"decoder": decoder, "head_image": head(*vocabulary.code_range), "head_text": head(0, vocabulary.size)}
 
 
 def _vq_graphs(checkpoint: Checkpoint) -> dict[str, ir.Model]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from mgpt_edge.export.lower import tensorrt
 from mgpt_edge.export.lower.linears import PRECISIONS
 
-ENGINES: dict[str, tuple[str, ...]] = {"native": ("int8", "int4"), "cpu": tuple(PRECISIONS)}
+ENGINES: dict[str, tuple[str, ...]] = {
+    "native": ("int8", "int4"),
+    "cpu": tuple(PRECISIONS),
+    "rtx": tuple(tensorrt.EMIT),
+}
 """Engine -> the precisions it has, the best engine first."""
 
 
 def best_engine(precision: str) -> str:
-    """The first engine that has the precision, or the last of all: it will say what it has."""
-    return next((engine for engine, precisions in ENGINES.items() if precision in precisions), list(ENGINES)[-1])
+    """The first engine that has the precision, or `cpu`, which has most and will say so."""
+    return next((engine for engine, precisions in ENGINES.items() if precision in precisions), "cpu")

@@ -13,6 +13,7 @@ from mgpt_edge.export.lower.linears import PRECISIONS
 from mgpt_edge.export.quantise import int4
 from mgpt_edge.export.vqfiles import usual_config
 from mgpt_edge.runtime import manifest as m
+from mgpt_edge.runtime.layout import ImageLayout, buckets
 
 if TYPE_CHECKING:
     from mgpt_edge.export.checkpoint import Checkpoint
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("mgpt-edge", "torch", "onnx", "onnxruntime", "onnxscript")
 UNKNOWN_TARGET = 512
+WORDS, CAPACITY_STEP = 256, 64
 BYTES_PER_WEIGHT = {"fp32": 4.0, "int8": 1.0, "int4": 0.5 + 4 / int4.BLOCK}
 
 
@@ -76,6 +78,16 @@ def dimensions(config: DecoderConfig) -> m.Dimensions:
         head_dim=config.head_dim,
         rope_theta=config.rope_theta,
     )
+
+
+def row_capacity(checkpoint: Checkpoint, target_size: int) -> int:
+    """Positions of a cache whose size stands in the graph: words, a picture, and one that is read where a task does."""
+    defaults, vocabulary = checkpoint.defaults, checkpoint.vocabulary
+    stride = (checkpoint.vq_config or usual_config(vocabulary.codes)).stride
+    sizes = defaults.sizes or buckets(target_size)
+    longest = max(len(ImageLayout(width, height, vocabulary, stride)) for width, height in sizes)
+    pictures = 1 if set(defaults.tasks) <= {"text-to-image"} else 2
+    return math.ceil((WORDS + pictures * longest) / CAPACITY_STEP) * CAPACITY_STEP
 
 
 def forecasts(checkpoint: Checkpoint) -> dict[str, m.Manifest]:

@@ -97,8 +97,11 @@ class Bundle:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the manifest: names the bundle, since the manifest holds every file's hash."""
-        text = json.dumps(self.manifest.to_json(), sort_keys=True)
+        """SHA-256 over the manifest without its plans: names the bundle, since the manifest holds every file's hash."""
+        data = self.manifest.to_json()
+        for name in data.pop("plans", {}):
+            del data["files"][name]
+        text = json.dumps(data, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def check_size(self, name: str, entry: FileEntry) -> None:

@@ -12,7 +12,7 @@ from mgpt_edge.runtime.layout import buckets
 from mgpt_edge.runtime.prompt import CONVERSATIONS
 from mgpt_edge.runtime.vocabulary import Vocabulary
 
-SCHEMA = 2
+SCHEMA = 3
 T = TypeVar("T")
 
 
@@ -62,10 +62,25 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """An engine compiled from one of the bundle's graphs, for GPUs of the compute capabilities `sms`.
+
+    `key` is a hash over the graph, `sms` and the version of TensorRT: equal ones need not be compiled again.
+    """
+
+    graph: str
+    sms: list[int]
+    tensorrt: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """One checkpoint in one precision for one engine.
 
     `tasks` are what the checkpoint was trained for, each with its defaults; schema 1 knew text-to-image only.
+    `plans` are engines compiled since, by the names of their files; schema 2 had none. They do not change what the
+    bundle computes, so its own hash leaves them out.
     `width_invariant` was measured at export: a token's logits have the same bits in a pass of any width.
     `created` says with what and from what, for people; nothing is decided by it.
     """
@@ -81,6 +96,7 @@ class Manifest:
     defaults: Defaults
     files: dict[str, FileEntry]
     tasks: dict[str, Defaults] = field(default_factory=dict)
+    plans: dict[str, Plan] = field(default_factory=dict)
     created: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -110,6 +126,8 @@ class Manifest:
         nested["tasks"] = {"text-to-image": nested["defaults"]}
         if "tasks" in data:
             nested["tasks"] = {name: _read(Defaults, data["tasks"], name) for name in _dict(data, "tasks")}
+        if "plans" in data:
+            nested["plans"] = {name: _read(Plan, data["plans"], name) for name in _dict(data, "plans")}
         manifest = _construct(cls, {**data, **nested}, "manifest.json")
         manifest.check()
         return manifest
@@ -131,6 +149,11 @@ class Manifest:
                 f"manifest.json: a vocabulary without a separator can't hold conversations, got {', '.join(self.tasks)}"
             )
             raise BundleError(msg)
+        for name, plan in self.plans.items():
+            _whole(f"plans: {name}", *plan.sms)
+            if name not in self.files:
+                msg = f"manifest.json: the plan {name} is none of the files"
+                raise BundleError(msg)
         for name in self.files:
             if name != name.strip("./\\") or "/" in name or "\\" in name or name == "manifest.json":
                 msg = f"manifest.json: file name {name!r} would lie outside the bundle"
@@ -138,8 +161,11 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
+        # As in the file, so that a bundle keeps its name, the hash over this.
+        if self.schema < 3:
+            del data["plans"]
         if self.schema == 1:
-            del data["tasks"]  # as in the file, so that a bundle keeps its name, the hash over this
+            del data["tasks"]
         return data
 
     @property
@@ -167,6 +193,9 @@ def _construct(cls: type[T], data: dict[str, Any], where: str) -> T:
             near = difflib.get_close_matches(key, known, n=1)
             msg = f"{where}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
             raise BundleError(msg)
+    if "sms" in data and not isinstance(data["sms"], list):
+        msg = f"{where}: sms must be a list, got {data['sms']!r}"
+        raise BundleError(msg)
     if "sizes" in data:
         data = {**data, "sizes": _pairs(data["sizes"], where)}
     for key, value in data.items():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
+from mgpt_edge.export.lower.embedding import lower_embedding
 from mgpt_edge.export.lower.linears import CONTRIB, EMIT, lower_linears
 from mgpt_edge.export.lower.weights import Weights, finish, named, replace
 from mgpt_edge.runtime.errors import CheckpointError
@@ -43,7 +44,7 @@ def lower_decoder(model: ir.Model, read: Callable[[str], NDArray[np.generic]], p
             _split_attention(graph, node, sizes, weights)
     _fill_shapes(graph, weights)
     lower_linears(graph, weights, EMIT[precision])
-    _lower_embedding(graph, weights)
+    lower_embedding(graph, weights)
     _fuse_norms(graph)
     return _finish(model, weights)
 
@@ -140,22 +141,6 @@ def _fill_shapes(graph: ir.Graph, weights: Weights) -> None:
             continue
         node.replace_input_with(1, weights.constant([0, 0, *shape[2:]]))
         node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
-
-
-def _lower_embedding(graph: ir.Graph, weights: Weights) -> None:
-    """Keeps the table in the checkpoint's own dtype, half the bytes of float32 and exact."""
-    (gather,) = (node for node in graph if node.op_type == "Gather" and node.outputs[0].name == "embedding")
-    name = gather.inputs[0].name
-    sample = ir.tensor(weights.read(name)[:1])
-    if sample.dtype == ir.DataType.FLOAT:
-        return
-    tape = Tape()
-    table = weights.add(f"{name}.stored", sample.dtype, gather.inputs[0].shape.numpy(), lambda: weights.read(name))
-    rows = tape.op("Gather", [table, gather.inputs[1]])
-    x = tape.op("Cast", [rows], {"to": ir.DataType.FLOAT})
-    graph.insert_before(gather, tape.nodes)
-    ir.convenience.replace_all_uses_with(gather.outputs[0], x)
-    graph.remove(gather, safe=True)
 
 
 def _fuse_norms(graph: ir.Graph) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
+from mgpt_edge.export.lower.embedding import lower_embedding
 from mgpt_edge.export.lower.linears import lower_linears
 from mgpt_edge.export.lower.weights import Weights, finish, named
 from mgpt_edge.runtime.errors import CheckpointError
@@ -37,7 +38,7 @@ def lower_decoder(
     """The traced decoder, in place, for rows whose caches lie in one array a layer.
 
     Inputs: tokens int32 [rows, width]; lengths int32 [rows], the cached positions before this pass; cos and sin
-    float32 [positions, head_dim / 2]; past.{layer}.{key|value} float16 [rows, kv_heads, capacity, head_dim].
+    float32 [capacity, head_dim / 2]; past.{layer}.{key|value} float16 [rows, kv_heads, capacity, head_dim].
     Outputs: hidden float32 [rows, width, hidden]; present.…, to be bound to the memory of past.….
 
     A row with fewer new tokens than the pass is wide has any others after them: what they leave in the cache lies
@@ -45,12 +46,13 @@ def lower_decoder(
     """
     graph, weights = model.graph, Weights(model.graph, read)
     tape = Tape()
-    places = _Places(tape, graph, weights)
+    places = _Places(tape, graph, weights, capacity)
     graph.insert_before(graph[0], tape.nodes)
     for node in list(graph):
         if node.op_type == "CachedAttention":
             _lower_attention(graph, node, places, weights, capacity)
     lower_linears(graph, weights, EMIT[precision])
+    lower_embedding(graph, weights)
     function = _attention()
     model.functions[function.identifier()] = function
     return _finish(model, weights)
@@ -58,17 +60,22 @@ def lower_decoder(
 
 def lower_head(model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str) -> ir.Model:
     """A traced head; `read("weight")` gives its rows of the vocabulary."""
-    weights = Weights(model.graph, read)
-    lower_linears(model.graph, weights, EMIT[precision])
+    graph, weights = model.graph, Weights(model.graph, read)
+    traced = graph.outputs[0]
+    kind, shape = traced.type, traced.shape
+    lower_linears(graph, weights, EMIT[precision])
+    graph.outputs[0].type, graph.outputs[0].shape = kind, shape  # TensorRT infers no output's type
     return _finish(model, weights)
 
 
 class _Places:
     """Where the new tokens stand, computed once for all layers."""
 
-    def __init__(self, tape: Tape, graph: ir.Graph, weights: Weights) -> None:
+    def __init__(self, tape: Tape, graph: ir.Graph, weights: Weights, capacity: int) -> None:
         tokens, lengths, cos, sin = (named(graph.inputs, name) for name in ("tokens", "lengths", "cos", "sin"))
         tokens.type = ir.TensorType(ir.DataType.INT32)  # of int64 its parser warns, and a warning stops a build
+        for table in (cos, sin):
+            table.shape = ir.Shape([capacity, table.shape[1]])
         width = tape.op("Squeeze", [tape.op("Shape", [tokens], {"start": 1, "end": 2})])
         start = tape.op("Cast", [lengths], {"to": ir.DataType.INT64})
         steps = tape.op("Range", [weights.constant(np.int64(0)), width, weights.constant(np.int64(1))])
@@ -96,6 +103,7 @@ def _lower_attention(graph: ir.Graph, node: ir.Node, places: _Places, weights: W
         cache.append(updated)
     y = tape.op(ATTENTION, [q, *cache, None, None, places.ends], {"causal_kind": "lower_right"}, domain=DOMAIN)
     y = tape.op("Transpose", [tape.op("Cast", [y], {"to": ir.DataType.FLOAT})], {"perm": [0, 2, 1, 3]})
+    _name(tape, f"layer.{node.inputs[3].name.split('.')[1]}.attention")
     graph.insert_before(node, tape.nodes)
     ir.convenience.replace_all_uses_with(node.outputs[0], y)
     graph.remove(node, safe=True)
@@ -120,10 +128,18 @@ def _emit_fp16(
 ) -> ir.Value:
     transposed = weights.add(f"{name}.T", HALF, shape[::-1], lambda: _half(name, weight().T))
     y = tape.op("MatMul", [tape.op("Cast", [x], {"to": HALF}), transposed])
-    return tape.op("Cast", [y], {"to": ir.DataType.FLOAT})
+    y = tape.op("Cast", [y], {"to": ir.DataType.FLOAT})
+    _name(tape, name)
+    return y
 
 
 EMIT = {"fp16": _emit_fp16}
+
+
+def _name(tape: Tape, prefix: str) -> None:
+    """Nodes are called by the weights or the layer they belong to: profilers print those names."""
+    for index, node in enumerate(tape.nodes):
+        node.name = f"{prefix}.{node.op_type}.{index}"
 
 
 def _half(name: str, array: NDArray[np.float32]) -> NDArray[np.float16]:

@@ -22,9 +22,12 @@ def export(
     vq: Annotated[
         Path | None, typer.Option(help="Folder of the VQ files, where they are not beside config.json.")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, int8 or int4.")] = "int8",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or int4.")] = "int8",
     engine: Annotated[
-        str | None, typer.Option(help="native (int8) or cpu (ONNX Runtime); the best for the precision unless given.")
+        str | None,
+        typer.Option(
+            help="native (int8, int4), cpu (all but fp16) or rtx (fp16); the best for the precision unless given."
+        ),
     ] = None,
     target_size: Annotated[int | None, typer.Option(help="Side in pixels that the checkpoint was trained for.")] = None,
     as_json: AsJson = False,

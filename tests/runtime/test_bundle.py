@@ -58,7 +58,7 @@ def test_no_bundle_names_the_command(tmp_path):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda d: d.update(schema=3), "schema 3, this mgpt-edge reads 1 to 2"),
+        (lambda d: d.update(schema=4), "schema 4, this mgpt-edge reads 1 to 3"),
         (lambda d: d.update(schema=True), "schema True"),
         (lambda d: d.update(presicion="int8"), "did you mean 'precision'"),
         (lambda d: d.pop("precision"), "precision"),
