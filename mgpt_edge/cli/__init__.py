@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mgpt_edge.cli import batch, bench, bundles, doctor, drawing, finetune, generate, talk, transform
+from mgpt_edge.cli import batch, bench, build, bundles, doctor, drawing, finetune, generate, talk, transform
 from mgpt_edge.runtime.errors import CompatibilityWarning, InvalidRequest, MgptError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ for verb in (
     talk.chat,
     batch.batch,
     bundles.export,
+    build.build,
     bundles.inspect,
     bundles.verify,
     bundles.estimate,

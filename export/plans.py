@@ -1,0 +1,114 @@
+"""A bundle's graphs compiled to engines of TensorRT for RTX. No GPU is needed, and none is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from mgpt_edge.export import compiler
+from mgpt_edge.runtime import memory
+from mgpt_edge.runtime.bundle import MANIFEST, Bundle, sha256, write_atomically
+from mgpt_edge.runtime.errors import BundleError, OutOfMemory
+from mgpt_edge.runtime.manifest import FileEntry, Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    Progress = Callable[[str, int, int], None]
+    """(phase, steps done, steps in all)"""
+
+GRAPHS = ("decoder", "head_image", "head_text")
+FIXED_BYTES = 900 << 20  # TensorRT itself, measured with the smallest model
+BYTES_PER_GRAPH_BYTE = 3
+
+
+def forecast_bytes(bundle: Bundle) -> int:
+    """Memory that compiling takes at its peak: that of the largest graph.
+
+    Raises:
+        BundleError: the bundle has no graphs for TensorRT.
+    """
+    if bundle.manifest.engine != "rtx":
+        msg = (
+            f"{bundle.folder} was exported for engine {bundle.manifest.engine!r}, which TensorRT can't compile; "
+            "export the checkpoint again: mgpt export CHECKPOINT --engine rtx --precision fp16 -o BUNDLE"
+        )
+        raise BundleError(msg)
+    return FIXED_BYTES + BYTES_PER_GRAPH_BYTE * max(_graph_bytes(bundle, graph) for graph in GRAPHS)
+
+
+def build_plans(bundle: Bundle, sms: Sequence[int], progress: Progress = lambda *_: None) -> Bundle:
+    """Compiles each graph to one plan for all of `sms`, into the bundle; what is there already is kept.
+
+    Args:
+        bundle: of engine `rtx`; every plan is recorded in its manifest as soon as it is written.
+        sms: compute capabilities without the point, such as 89.
+        progress: told of each step.
+
+    Raises:
+        InvalidRequest: TensorRT for RTX has no such compute capability.
+        IncompatibleEngine: it is not installed, or compiles something else than what was asked for.
+        BundleError: no graphs for TensorRT, a damaged one, or a folder that can't be written.
+        OutOfMemory: compiling takes more than is free.
+    """
+    need, version = forecast_bytes(bundle), compiler.version()
+    sms = compiler.check_sms(sms)
+    for graph in GRAPHS:
+        name = f"rtx.{graph}.sm{'-'.join(map(str, sms))}.plan"
+        plan = Plan(graph=graph, sms=sms, tensorrt=version, key=_key(bundle, graph, sms, version))
+        if bundle.manifest.plans.get(name) == plan:
+            bundle.check_size(name, bundle.manifest.files[name])
+            continue
+        free = memory.available_bytes()
+        if need > free:
+            msg = (
+                f"compiling {bundle.folder} takes about {memory.mebibytes(need)}, {memory.mebibytes(free)} are free; "
+                "compile it on a machine with more memory, no GPU is needed, and copy the bundle"
+            )
+            raise OutOfMemory(msg)
+        bundle = _build(bundle, name, plan, progress)
+    return bundle
+
+
+def _build(bundle: Bundle, name: str, plan: Plan, progress: Progress) -> Bundle:
+    for part in _parts(bundle, plan.graph):
+        bundle.check_size(part, bundle.manifest.files[part])
+        bundle.check_hash(part, bundle.manifest.files[part])
+    layers = bundle.manifest.dimensions.layers if plan.graph == "decoder" else 0
+    data = compiler.compile_graph(
+        bundle.folder / f"{plan.graph}.onnx",
+        plan.sms,
+        attentions=layers,
+        progress=lambda phase, done, total: progress(f"{plan.graph}: {phase}", done, total),
+    )
+    path = bundle.folder / name
+    try:
+        write_atomically(path, data)
+        entry = FileEntry(bytes=path.stat().st_size, sha256=sha256(path))
+        manifest = replace(
+            bundle.manifest,
+            files={**bundle.manifest.files, name: entry},
+            plans={**bundle.manifest.plans, name: plan},
+        )
+        write_atomically(bundle.folder / MANIFEST, (json.dumps(manifest.to_json(), indent=1) + "\n").encode())
+    except OSError as error:
+        msg = f"can't write {path}: {error.strerror or error}; copy the bundle to a place that can be written"
+        raise BundleError(msg) from error
+    return Bundle(bundle.folder, manifest)
+
+
+def _key(bundle: Bundle, graph: str, sms: list[int], version: str) -> str:
+    parts = {part: asdict(bundle.manifest.files[part]) for part in _parts(bundle, graph)}
+    said = [parts, sms, version, compiler.ROWS, compiler.WIDTHS]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+def _graph_bytes(bundle: Bundle, graph: str) -> int:
+    return sum(bundle.manifest.files[part].bytes for part in _parts(bundle, graph))
+
+
+def _parts(bundle: Bundle, graph: str) -> list[str]:
+    bundle.path(f"{graph}.onnx")
+    return [name for name in (f"{graph}.onnx", f"{graph}.data") if name in bundle.manifest.files]

@@ -1,0 +1,67 @@
+"""`mgpt build`: a bundle's graphs compiled to engines, for machines that need not be this one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def build(
+    path: Annotated[Path, typer.Argument(help="Bundle that was exported for engine rtx.")],
+    sm: Annotated[str, typer.Option(help="Compute capabilities of the GPUs, such as 86,89,120.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Compile a bundle's graphs to TensorRT for RTX engines, on any machine."""
+    from mgpt_edge.export.plans import build_plans, forecast_bytes
+    from mgpt_edge.runtime import memory
+    from mgpt_edge.runtime.bundle import Bundle
+
+    sms = _parse_sms(sm)
+    bundle = Bundle.peek(path)
+    if not as_json:
+        free = memory.mebibytes(memory.available_bytes())
+        print(f"compiling takes about {memory.mebibytes(forecast_bytes(bundle))}, {free} are free")
+    with _progress(quiet=as_json) as progress:
+        built = build_plans(bundle, sms, progress)
+    plans = {
+        name: {
+            "bytes": built.manifest.files[name].bytes,
+            "sms": plan.sms,
+            "kept": bundle.manifest.plans.get(name) == plan,
+        }
+        for name, plan in built.manifest.plans.items()
+    }
+    if as_json:
+        print(json.dumps({"bundle": str(path), "plans": plans}))
+        return
+    for name, facts in plans.items():
+        print(f"{name}: {facts['bytes'] / 1e6:,.1f} MB" + (", there already" if facts["kept"] else ""))
+
+
+def _parse_sms(text: str) -> list[int]:
+    from mgpt_edge.runtime.errors import InvalidRequest
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        msg = f"--sm {text!r}: expected compute capabilities without the point, such as 86,89,120"
+        raise InvalidRequest(msg) from None
+
+
+@contextlib.contextmanager
+def _progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """The phase that the compiler is in, and the time so far."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+        task = bar.add_task("reading", total=None)
+        yield lambda phase, done, total: bar.update(task, description=phase, completed=done, total=total)
