@@ -75,7 +75,7 @@ def test_bench_lists_what_it_measures_and_names_what_is_missing(monkeypatch):
     assert "speculation" in CliRunner().invoke(app, ["bench"]).stdout
     unknown = CliRunner().invoke(app, ["bench", "speed"])
     assert isinstance(unknown.exception, InvalidRequest)
-    assert "there are calibrate" in str(unknown.exception)
+    assert "there is no bench 'speed'; there are " in str(unknown.exception)
     monkeypatch.setitem(sys.modules, "mgpt_edge.bench.step", None)
     missing = CliRunner().invoke(app, ["bench", "step"])
     assert isinstance(missing.exception, InvalidRequest)
