@@ -19,7 +19,7 @@ $(VENV)/.installed: $(SOURCES)
 	touch $@
 
 test: $(TEST_VENV)/.installed lint
-	$(TEST_BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(TEST_BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(TEST_VENV)/.installed
 	$(TEST_BIN)/python -m pytest -q -m "slow and not gpu"

@@ -14,18 +14,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Bits of a weight, its scales counted in, and bytes of an element of the K/V cache."""
+    """Bits of a weight, its scales counted in; bytes of an element of the K/V cache and of a head's scale there."""
 
     weight_bits: float
     cache_bytes: float
+    scale_bytes: float = 0
 
 
 # A block of 32 int4 weights shares 16 bits of scale, of 16 fp4 weights 8; a head of the 8-bit cache has one float.
 PRECISIONS = {
     "bf16": Precision(16, 2),
-    "int8": Precision(8, 1 + 4 / 128),
+    "int8": Precision(8, 1, 4),
     "fp8": Precision(8, 1),
-    "int4": Precision(4.5, 1 + 4 / 128),
+    "int4": Precision(4.5, 1, 4),
     "nvfp4": Precision(4.5, 1),
 }
 
@@ -91,7 +92,8 @@ class Decode:
     def cache_bytes(self) -> float:
         """K and V of one token in one row."""
         config = self.config
-        return 2 * config.num_layers * config.num_kv_heads * config.head_dim * self.precision.cache_bytes
+        head = config.head_dim * self.precision.cache_bytes + self.precision.scale_bytes
+        return 2 * config.num_layers * config.num_kv_heads * head
 
     def step_bytes(self, context: float) -> float:
         """Bytes of a pass when both rows hold `context` tokens."""
@@ -104,9 +106,10 @@ class Decode:
         return 2 * 2 * (weights + attention)
 
     def held_bytes(self, context: int) -> float:
-        """Bytes in memory when both rows hold `context` tokens; the embedding has eight bits at least."""
-        others = (2 * self.config.vocab_size - self.codes) * self.config.hidden_size
-        return self.step_bytes(context) + others * max(self.precision.weight_bits, 8) / 8
+        """Bytes in memory when both rows hold `context` tokens; the embedding is bfloat16 in every precision."""
+        embedding = 2 * self.config.vocab_size * self.config.hidden_size
+        text_head = (self.config.vocab_size - self.codes) * self.config.hidden_size * self.precision.weight_bits / 8
+        return self.step_bytes(context) + embedding + text_head
 
     def picture_bytes(self, size: tuple[int, int], prompt: int, stride: int) -> tuple[int, float]:
         """Passes of a picture (width, height in pixels), the prompt's own left out, and the bytes that they read."""

@@ -46,6 +46,8 @@ STREAMS = 4
 SIDES = {
     "native, int8": (PRECISIONS["int8"], 1, 1),
     f"native, int8, {STREAMS} streams": (PRECISIONS["int8"], 1, STREAMS),
+    "native, int4": (PRECISIONS["int4"], 1, 1),
+    f"native, int4, {STREAMS} streams": (PRECISIONS["int4"], 1, STREAMS),
     "cpu, int8": (Precision(8, 4), 1, 1),
     "reference loop, float32": (Precision(32, 4), 2, 1),
     "reference loop, bfloat16": (Precision(16, 2), 2, 1),
@@ -81,19 +83,23 @@ def step(
     print(f"least time for the int8 bytes {facts['least_ms']:.2f} ms: {facts['native_share']:.0%} of the native step")
 
 
+BUNDLES = (("native", "int8"), ("native", "int4"), ("cpu", "int8"))
+"""Engine and precision of what is measured beside the references."""
+
+
 def engines(
-    checkpoint: Checkpoint, folder: Path, context: int, threads: int, names: Sequence[str] = ("native", "cpu")
+    checkpoint: Checkpoint, folder: Path, context: int, threads: int, bundles: Sequence[tuple[str, str]] = BUNDLES
 ) -> Iterator[tuple[str, Step]]:
-    """The int8 bundle of each engine, made in `folder`, and where it takes several streams, several of them."""
+    """Each bundle, made in `folder`, and where its engine takes several streams, several of them."""
     low, high = checkpoint.vocabulary.code_range
     tokens = np.random.default_rng(0).integers(low, high, context).tolist()
     sampler = Sampler(GUIDANCE, TOP_K, 1.0, 0)
-    for name in names:
-        bundle = export_bundle(checkpoint, folder / name, precision="int8", engine=name)
+    for name, precision in bundles:
+        bundle = export_bundle(checkpoint, folder / f"{name}-{precision}", precision=precision, engine=name)
         engine = load_engine(bundle, threads)
-        yield f"{name}, int8", _step(engine, 1, tokens, sampler, low, high)
+        yield f"{name}, {precision}", _step(engine, 1, tokens, sampler, low, high)
         if engine.most_streams >= STREAMS:
-            yield f"{name}, int8, {STREAMS} streams", _step(engine, STREAMS, tokens, sampler, low, high)
+            yield f"{name}, {precision}, {STREAMS} streams", _step(engine, STREAMS, tokens, sampler, low, high)
 
 
 def _work(checkpoint: Checkpoint, name: str, context: int) -> dict[str, float]:

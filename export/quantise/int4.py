@@ -54,7 +54,7 @@ def _brain(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 class Int4Linear(nn.Module):
-    """The exported linear with exact float activations; ONNX Runtime rounds them to 8 bits in each block.
+    """The exported linear with exact float activations; both engines round them to 8 bits in each block.
 
     Args:
         weight: float32 [out, in].

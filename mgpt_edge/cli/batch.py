@@ -34,8 +34,7 @@ def batch(
     A job has a prompt, and maybe a task that draws from words; or a task, an image and, where the task takes one, an
     instruction; or an image and a question. Beside that a name (its line's number unless given), size "WxH", seed,
     guidance, top_k, text_top_k, temperature or max_tokens. A job whose file exists is skipped, so that a batch that
-    was stopped goes on where it was. Exit code 1
-    if any job failed.
+    was stopped goes on where it was. Exit code 1 if any job failed.
     """
     from mgpt_edge.runtime.model import load
 

@@ -49,6 +49,9 @@ def test_a_step_reads_both_rows_of_transformers_cache(chameleon: ChameleonModel)
     elements = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
     decode = Decode(SHAPE.decoder, SHAPE.vq.codes, PRECISIONS["bf16"])
     assert decode.step_bytes(5) - decode.step_bytes(0) == 2 * elements
+    heads = elements // SHAPE.decoder.head_dim
+    quantised = Decode(SHAPE.decoder, SHAPE.vq.codes, PRECISIONS["int8"])
+    assert quantised.step_bytes(5) - quantised.step_bytes(0) == elements + 4 * heads
 
 
 def test_a_picture_is_the_sum_of_its_steps() -> None:
@@ -98,7 +101,7 @@ def test_it_predicts_this_machine(tmp_path: Path) -> None:
     """Bandwidth and step are measured in turns, since both move within seconds."""
     write_checkpoint(tmp_path / "checkpoint", SHAPES["375m"], vq=False)
     checkpoint, threads = Checkpoint.open(tmp_path / "checkpoint"), memory.physical_cores()
-    sides = dict(step.engines(checkpoint, tmp_path, CONTEXT, threads, ("native",)))
+    sides = dict(step.engines(checkpoint, tmp_path, CONTEXT, threads, (("native", "int8"),)))
     decode = Decode(checkpoint.config, checkpoint.vocabulary.codes, PRECISIONS["int8"])
     facts = step.measure({"native, int8": sides["native, int8"]}, 15, decode.step_bytes(CONTEXT), threads)
     assert facts["native_share"] == pytest.approx(simulate.NATIVE_SHARE, rel=0.2)

@@ -186,10 +186,10 @@ def run(corpus: Corpus, folder: Path, stop: int, muon: bool = False) -> list[flo
     return losses
 
 
-@pytest.mark.parametrize("muon", [False, True])
-def test_training_learns_and_resumes_alike(corpus: Corpus, tmp_path: Path, muon: bool) -> None:
+@pytest.mark.parametrize(("muon", "left"), [(False, 0.93), (True, 0.95)])
+def test_training_learns_and_resumes_alike(corpus: Corpus, tmp_path: Path, muon: bool, left: float) -> None:
     whole = run(corpus, tmp_path / "whole", 30, muon)
-    assert np.mean(whole[-5:]) < 0.95 * whole[0]
+    assert np.mean(whole[-5:]) < left * whole[0]
     run(corpus, tmp_path / "cut", 12, muon)
     assert run(corpus, tmp_path / "cut", 30, muon) == whole[12:]
 

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mgpt_edge.cli import app
+from mgpt_edge.cli.bench import VERBS
 from mgpt_edge.runtime import calibration
 from mgpt_edge.runtime.calibration import Calibration, stored
 from mgpt_edge.runtime.errors import CompatibilityWarning, InvalidRequest
@@ -75,7 +76,7 @@ def test_bench_lists_what_it_measures_and_names_what_is_missing(monkeypatch):
     assert "speculation" in CliRunner().invoke(app, ["bench"]).stdout
     unknown = CliRunner().invoke(app, ["bench", "speed"])
     assert isinstance(unknown.exception, InvalidRequest)
-    assert "there is no bench 'speed'; there are " in str(unknown.exception)
+    assert f"there is no bench 'speed'; there are {', '.join(VERBS)}" in str(unknown.exception)
     monkeypatch.setitem(sys.modules, "mgpt_edge.bench.step", None)
     missing = CliRunner().invoke(app, ["bench", "step"])
     assert isinstance(missing.exception, InvalidRequest)

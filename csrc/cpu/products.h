@@ -1,0 +1,225 @@
+// Products of weights and activations of 8 bits, exact in 32: a sum for each of 16 channels, four inputs at a time.
+//
+//   Sums    16 sums, and zero() of them
+//   Block   the weights of 16 channels and four inputs, as the instruction wants them; Halves: of 4 bits, eight inputs
+//   kOffset what unsigned weights have too much: the sum of the activations times it is to be taken off
+//
+// One definition for each instruction set, as in lanes.h.
+#pragma once
+
+#include "kernels.h"
+#include "lanes.h"
+
+#if defined(MGPT_DOT_VNNI512) || defined(MGPT_DOT_VNNI256) || defined(MGPT_DOT_AVX2)
+#include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+#endif
+
+namespace mgpt::cpu {
+namespace {  // a copy of its own for each instruction set
+
+#if defined(MGPT_DOT_VNNI512)
+
+struct Sums {
+  __m512i v;
+};
+MGPT_INLINE Sums zero() {
+  return {_mm512_setzero_si512()};
+}
+struct Block {
+  __m512i v;
+};
+struct Halves {
+  Block low, high;
+};
+MGPT_INLINE Block load_block(const std::uint8_t* w) {
+  return {_mm512_loadu_si512(w)};
+}
+MGPT_INLINE Halves load_halves(const std::uint8_t* w) {
+  const __m512i both = _mm512_loadu_si512(w), mask = _mm512_set1_epi8(15);
+  return {{_mm512_and_si512(both, mask)}, {_mm512_and_si512(_mm512_srli_epi16(both, 4), mask)}};
+}
+MGPT_INLINE void accumulate(Sums& acc, const Block& w, std::int32_t a) {
+  acc.v = _mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(a));
+}
+MGPT_INLINE Words words(const Sums& acc) {
+  return (Words)acc.v;
+}
+constexpr int kMostSums = 24;
+
+#elif defined(MGPT_DOT_VNNI256)
+
+struct Sums {
+  __m256i low, high;
+};
+MGPT_INLINE Sums zero() {
+  return {_mm256_setzero_si256(), _mm256_setzero_si256()};
+}
+struct Block {
+  __m256i low, high;
+};
+struct Halves {
+  Block low, high;
+};
+MGPT_INLINE Block load_block(const std::uint8_t* w) {
+  const auto* from = reinterpret_cast<const __m256i*>(w);
+  return {_mm256_loadu_si256(from), _mm256_loadu_si256(from + 1)};
+}
+MGPT_INLINE Halves load_halves(const std::uint8_t* w) {
+  const Block both = load_block(w);
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {{_mm256_and_si256(both.low, mask), _mm256_and_si256(both.high, mask)},
+          {_mm256_and_si256(_mm256_srli_epi16(both.low, 4), mask),
+           _mm256_and_si256(_mm256_srli_epi16(both.high, 4), mask)}};
+}
+MGPT_INLINE void accumulate(Sums& acc, const Block& w, std::int32_t a) {
+  const __m256i four = _mm256_set1_epi32(a);
+  acc.low = _mm256_dpbusd_avx_epi32(acc.low, w.low, four);
+  acc.high = _mm256_dpbusd_avx_epi32(acc.high, w.high, four);
+}
+MGPT_INLINE Words words(const Sums& acc) {
+  Words all;
+  std::memcpy(&all, &acc, sizeof all);
+  return all;
+}
+constexpr int kMostSums = 4;
+
+#elif defined(MGPT_DOT_AVX2)
+
+// Two partial sums a channel, of inputs 0-1 and 2-3: pairs of 16-bit products never overflow 32 bits.
+struct Sums {
+  __m256i v[4];
+};
+MGPT_INLINE Sums zero() {
+  const __m256i none = _mm256_setzero_si256();
+  return {{none, none, none, none}};
+}
+struct Block {
+  __m256i v[4];
+};
+struct Halves {
+  Block low, high;
+};
+MGPT_INLINE Block load_block(const std::uint8_t* w) {
+  Block block;
+  for (int i = 0; i < 4; ++i) {
+    block.v[i] = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w) + i));
+  }
+  return block;
+}
+MGPT_INLINE Halves load_halves(const std::uint8_t* w) {
+  const Block both = load_block(w);
+  const __m256i mask = _mm256_set1_epi16(15);
+  Halves halves;
+  for (int i = 0; i < 4; ++i) {
+    halves.low.v[i] = _mm256_and_si256(both.v[i], mask);
+    halves.high.v[i] = _mm256_srli_epi16(both.v[i], 4);
+  }
+  return halves;
+}
+MGPT_INLINE void accumulate(Sums& acc, const Block& w, std::int32_t a) {
+  const __m256i four = _mm256_broadcastq_epi64(_mm_cvtepi8_epi16(_mm_cvtsi32_si128(a)));
+  for (int i = 0; i < 4; ++i) acc.v[i] = _mm256_add_epi32(acc.v[i], _mm256_madd_epi16(w.v[i], four));
+}
+MGPT_INLINE Words words(const Sums& acc) {
+  std::int32_t pairs[32];
+  std::memcpy(pairs, &acc, sizeof pairs);
+  Words all{};
+  for (int i = 0; i < kLanes; ++i) all[i] = pairs[2 * i] + pairs[2 * i + 1];
+  return all;
+}
+constexpr int kMostSums = 2;
+
+#elif defined(__ARM_FEATURE_DOTPROD)
+
+struct Sums {
+  int32x4_t v[4];
+};
+MGPT_INLINE Sums zero() {
+  const int32x4_t none = vdupq_n_s32(0);
+  return {{none, none, none, none}};
+}
+// The offset is taken off again here, so the row's sum must not be: see kOffset.
+struct Block {
+  int8x16_t v[4];
+};
+struct Halves {
+  Block low, high;
+};
+MGPT_INLINE Block load_block(const std::uint8_t* w) {
+  Block block;
+  for (int i = 0; i < 4; ++i) block.v[i] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(w + 16 * i), vdupq_n_u8(0x80)));
+  return block;
+}
+MGPT_INLINE Halves load_halves(const std::uint8_t* w) {
+  Halves halves;
+  for (int i = 0; i < 4; ++i) {
+    const uint8x16_t both = vld1q_u8(w + 16 * i);
+    halves.low.v[i] = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
+    halves.high.v[i] = vreinterpretq_s8_u8(vshrq_n_u8(both, 4));
+  }
+  return halves;
+}
+MGPT_INLINE void accumulate(Sums& acc, const Block& w, std::int32_t a) {
+  const int8x16_t four = vreinterpretq_s8_s32(vdupq_n_s32(a));
+  for (int i = 0; i < 4; ++i) acc.v[i] = vdotq_s32(acc.v[i], w.v[i], four);
+}
+MGPT_INLINE Words words(const Sums& acc) {
+  Words all;
+  std::memcpy(&all, &acc, sizeof all);
+  return all;
+}
+constexpr int kMostSums = 4;
+#define MGPT_SIGNED_WEIGHTS 1
+
+#else
+
+struct Sums {
+  Words v;
+};
+MGPT_INLINE Sums zero() {
+  return {Words{}};
+}
+struct Block {
+  std::uint8_t w[kChannels * kDepth];
+};
+struct Halves {
+  Block low, high;
+};
+MGPT_INLINE Block load_block(const std::uint8_t* w) {
+  Block block;
+  std::memcpy(&block, w, sizeof block);
+  return block;
+}
+MGPT_INLINE Halves load_halves(const std::uint8_t* w) {
+  Halves halves;
+  for (int i = 0; i < kChannels * kDepth; ++i) {
+    halves.low.w[i] = w[i] & 15;
+    halves.high.w[i] = w[i] >> 4;
+  }
+  return halves;
+}
+MGPT_INLINE void accumulate(Sums& acc, const Block& block, std::int32_t a) {
+  std::int8_t four[4];
+  std::memcpy(four, &a, sizeof four);
+  for (int i = 0; i < kLanes; ++i) {
+    const std::uint8_t* w = block.w + 4 * i;
+    acc.v[i] += w[0] * four[0] + w[1] * four[1] + w[2] * four[2] + w[3] * four[3];
+  }
+}
+MGPT_INLINE Words words(const Sums& acc) {
+  return acc.v;
+}
+constexpr int kMostSums = 4;
+
+#endif
+
+#if defined(MGPT_SIGNED_WEIGHTS)
+constexpr std::int32_t kOffset = 0;
+#else
+constexpr std::int32_t kOffset = 128;
+#endif
+
+}  // namespace
+}  // namespace mgpt::cpu
