@@ -27,7 +27,7 @@ test-slow: $(TEST_VENV)/.installed
 # Every .py file of the rooms is read from the source tree; only the native module needs a build.
 $(TEST_VENV)/.installed: $(SOURCES) constraints.txt
 	test -x $(TEST_BIN)/python || $(PYTHON) -m venv $(TEST_VENV)
-	$(TEST_BIN)/pip install $(PIP_FLAGS) -c constraints.txt -e ".[cpu,test]"
+	$(TEST_BIN)/pip install $(PIP_FLAGS) -c constraints.txt -e ".[cpu,test,rtx]"
 	touch $@
 
 lint: $(TEST_VENV)/.installed typecheck

@@ -81,7 +81,7 @@ def export_bundle(
                 progress(name, done, total)
         (folder / "tokenizer.json").write_text(text_tokenizer(checkpoint.tokenizer_json), encoding="utf-8")
         progress("golden logits", total, total)
-        golden = golden_logits(checkpoint, precision)
+        golden = golden_logits(checkpoint, precision, engine)
         (folder / GOLDEN).write_text(json.dumps(golden.to_json()), encoding="utf-8")
         manifest = describe(
             checkpoint,

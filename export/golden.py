@@ -20,7 +20,7 @@ SAMPLED_CODES = 64
 
 
 @torch.inference_mode()
-def golden_logits(checkpoint: Checkpoint, precision: str) -> Golden:
+def golden_logits(checkpoint: Checkpoint, precision: str, engine: str) -> Golden:
     """Logits of a random picture's beginning, by the plain PyTorch decoder with its linears quantised.
 
     Layers are read, used and dropped one at a time, so this needs the memory of one layer.
@@ -33,14 +33,14 @@ def golden_logits(checkpoint: Checkpoint, precision: str) -> Golden:
     x = checkpoint.tensor("model.embed_tokens.weight")[tokens].float()[None]
     attend = causal_attention(config, len(tokens), x.device)
     for layer in range(config.num_layers):
-        x = load_block(checkpoint, layer, precision)(x, attend)
+        x = load_block(checkpoint, layer, precision, engine)(x, attend)
     x = nn.functional.rms_norm(x[:, -1], x.shape[-1:], checkpoint.tensor("model.norm.weight").float(), config.norm_eps)
-    head = quantised_linear(checkpoint.tensor("lm_head.weight")[low:high], precision)
+    head = quantised_linear(checkpoint.tensor("lm_head.weight")[low:high], precision, engine)
     return Golden(tokens=tokens, ids=ids.tolist(), logits=head(x)[0, ids].tolist())
 
 
-def load_block(checkpoint: Checkpoint, layer: int, precision: str) -> Block:
-    """One layer of the checkpoint in float32, its linears as `precision` has them."""
+def load_block(checkpoint: Checkpoint, layer: int, precision: str, engine: str) -> Block:
+    """One layer of the checkpoint in float32, its linears as `engine` has them in `precision`."""
     prefix = f"model.layers.{layer}."
     groups = checkpoint.norm_groups
     with torch.device("meta"):
@@ -48,7 +48,7 @@ def load_block(checkpoint: Checkpoint, layer: int, precision: str) -> Block:
     for name, module in list(block.named_modules()):
         if isinstance(module, nn.Linear):
             weight = checkpoint.tensor(f"{prefix}{name}.weight")
-            block.set_submodule(name, quantised_linear(weight, precision))
+            block.set_submodule(name, quantised_linear(weight, precision, engine))
         else:
             for key in dict(module.named_parameters(recurse=False)):
                 value = checkpoint.tensor(f"{prefix}{name}.{key}").float()

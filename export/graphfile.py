@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx_ir as ir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from typing import BinaryIO
 
 INLINE_BYTES = 1024
 ALIGNMENT_BYTES = 4096  # a page: ONNX Runtime maps the data file
@@ -25,21 +25,21 @@ def write_graph(model: ir.Model, folder: Path, name: str) -> Iterator[int]:
     data = folder / f"{name}.data"
     with data.open("wb") as file:
         for value in model.graph.initializers.values():
-            array = np.ascontiguousarray(value.const_value.numpy())
-            if array.nbytes <= INLINE_BYTES:
-                value.const_value = ir.tensor(array, dtype=value.const_value.dtype, name=value.name)
+            tensor = value.const_value
+            if tensor.nbytes <= INLINE_BYTES:
+                value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
             else:
-                value.const_value = _append(file, data, value.const_value, array)
-            yield array.nbytes
+                value.const_value = _append(file, data, tensor)
+            yield tensor.nbytes
     if not data.stat().st_size:
         data.unlink()
     ir.save(model, folder / f"{name}.onnx")
 
 
-def _append(file: object, data: Path, tensor: ir.TensorProtocol, array: np.ndarray) -> ir.ExternalTensor:
+def _append(file: BinaryIO, data: Path, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
     file.write(b"\0" * (-file.tell() % ALIGNMENT_BYTES))
     offset = file.tell()
-    file.write(array.reshape(-1).view(np.uint8).data)
+    tensor.tofile(file)  # two values of 4 bits to a byte
     return ir.ExternalTensor(
-        data.name, offset, array.nbytes, tensor.dtype, shape=tensor.shape, name=tensor.name, base_dir=data.parent
+        data.name, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=tensor.name, base_dir=data.parent
     )

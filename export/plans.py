@@ -33,7 +33,7 @@ def forecast_bytes(bundle: Bundle) -> int:
     if bundle.manifest.engine != "rtx":
         msg = (
             f"{bundle.folder} was exported for engine {bundle.manifest.engine!r}, which TensorRT can't compile; "
-            "export the checkpoint again: mgpt export CHECKPOINT --engine rtx --precision fp16 -o BUNDLE"
+            "export the checkpoint again: mgpt export CHECKPOINT --engine rtx --precision int4 -o BUNDLE"
         )
         raise BundleError(msg)
     return FIXED_BYTES + BYTES_PER_GRAPH_BYTE * max(_graph_bytes(bundle, graph) for graph in GRAPHS)

@@ -66,7 +66,7 @@ def _emit_int8(
     """Activations as uint8 about 128 with a scale a token: the form for which the CPU has fast kernels."""
     packed = lru_cache(maxsize=1)(lambda: int8.pack(weight()))
     quantised = weights.add(f"{name}.int8", ir.DataType.INT8, shape[::-1], lambda: packed()[0])
-    scale = weights.add(f"{name}.scale", ir.DataType.FLOAT, shape[:1], lambda: _last(packed)[1])
+    scale = weights.add(f"{name}.scale", ir.DataType.FLOAT, shape[:1], lambda: last(packed)[1])
 
     one, zero = weights.constant(np.float32(1)), weights.constant(np.uint8(128))
     largest = tape.op("ReduceMax", [tape.op("Abs", [x]), weights.constant([-1])], {"keepdims": 1})
@@ -84,7 +84,7 @@ def _emit_int4(
     out, width = shape
     blocks = width // int4.BLOCK
     values = weights.add(f"{name}.int4", ir.DataType.UINT8, (out, blocks, int4.BLOCK // 2), lambda: packed()[0])
-    scales = weights.add(f"{name}.scale", ir.DataType.FLOAT, (out * blocks,), lambda: _last(packed)[1].reshape(-1))
+    scales = weights.add(f"{name}.scale", ir.DataType.FLOAT, (out * blocks,), lambda: last(packed)[1].reshape(-1))
     attributes = {"K": width, "N": out, "bits": 4, "block_size": int4.BLOCK, "accuracy_level": 4}
     return tape.op("MatMulNBits", [x, values, scales], attributes, domain=CONTRIB)
 
@@ -92,7 +92,7 @@ def _emit_int4(
 EMIT: dict[str, Emit] = {"fp32": _emit_fp32, "int8": _emit_int8, "int4": _emit_int4}
 
 
-def _last(packed: Callable[[], tuple[NDArray[np.generic], ...]]) -> tuple[NDArray[np.generic], ...]:
+def last(packed: Callable[[], tuple[NDArray[np.generic], ...]]) -> tuple[NDArray[np.generic], ...]:
     """The packed arrays for the last time: nothing keeps them afterwards."""
     result = packed()
     packed.cache_clear()

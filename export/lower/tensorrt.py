@@ -1,12 +1,14 @@
 """Lowering for TensorRT: one file that ONNX Runtime's CPU provider runs too.
 
-Weights, products and the cache are float16; sums along the layers, norms and the rotation stay float32. The
+Products and the cache are float16, weights too or of 8 or 4 bits; sums along the layers, norms and the rotation stay
+float32. The
 attention is TensorRT's own operator, which the file also defines in ONNX's terms, for every other runtime.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +16,9 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from mgpt_edge.export.lower.embedding import lower_embedding
-from mgpt_edge.export.lower.linears import lower_linears
+from mgpt_edge.export.lower.linears import last, lower_linears
 from mgpt_edge.export.lower.weights import Weights, finish, named
+from mgpt_edge.export.quantise import weight_only
 from mgpt_edge.runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ ATTENTION = "TRT_Attention"
 OPSET = 24
 IR_VERSION = 13  # ONNX Runtime 1.31 refuses what onnx writes by itself
 HALF = ir.DataType.FLOAT16
+LARGEST_HALF = 65520.0  # from here on float16 rounds to infinity
 
 
 def lower_decoder(
@@ -127,13 +131,46 @@ def _emit_fp16(
     tape: Tape, weights: Weights, name: str, weight: Weight, shape: tuple[int, int], x: ir.Value
 ) -> ir.Value:
     transposed = weights.add(f"{name}.T", HALF, shape[::-1], lambda: _half(name, weight().T))
-    y = tape.op("MatMul", [tape.op("Cast", [x], {"to": HALF}), transposed])
+    return _product(tape, name, x, transposed)
+
+
+def _emit_packed(
+    tape: Tape,
+    weights: Weights,
+    name: str,
+    weight: Weight,
+    shape: tuple[int, int],
+    x: ir.Value,
+    *,
+    precision: str,
+) -> ir.Value:
+    """Weights of fewer bits: TensorRT unpacks them inside the product."""
+    bits = weight_only.bits_of(precision, shape[1])
+    packed = lru_cache(maxsize=1)(lambda: weight_only.pack(_finite(name, weight()), bits))
+    values = weights.add(
+        f"{name}.int{bits}", STORED[bits], shape[::-1], lambda: packed()[0].astype(STORED[bits].numpy())
+    )
+    if bits == 8:
+        scale_shape, blocks = shape[:1], {"axis": 1}
+    else:
+        scale_shape, blocks = (shape[1] // weight_only.BLOCK, shape[0]), {"axis": 0, "block_size": weight_only.BLOCK}
+    scales = weights.add(f"{name}.scale", HALF, scale_shape, lambda: last(packed)[1].reshape(scale_shape))
+    return _product(tape, name, x, tape.op("DequantizeLinear", [values, scales], blocks))
+
+
+def _product(tape: Tape, name: str, x: ir.Value, weight: ir.Value) -> ir.Value:
+    y = tape.op("MatMul", [tape.op("Cast", [x], {"to": HALF}), weight])
     y = tape.op("Cast", [y], {"to": ir.DataType.FLOAT})
     _name(tape, name)
     return y
 
 
-EMIT = {"fp16": _emit_fp16}
+STORED = {8: ir.DataType.INT8, 4: ir.DataType.INT4}
+EMIT = {
+    "fp16": _emit_fp16,
+    "int8": partial(_emit_packed, precision="int8"),
+    "int4": partial(_emit_packed, precision="int4"),
+}
 
 
 def _name(tape: Tape, prefix: str) -> None:
@@ -143,12 +180,15 @@ def _name(tape: Tape, prefix: str) -> None:
 
 
 def _half(name: str, array: NDArray[np.float32]) -> NDArray[np.float16]:
-    with np.errstate(over="ignore"):
-        half = array.astype(np.float16)
-    if not np.isfinite(half).all():
-        msg = f"{name}: a weight is beyond float16 ({np.abs(array).max():.3g}); export with --engine cpu"
+    return np.ascontiguousarray(_finite(name, array), np.float16)
+
+
+def _finite(name: str, array: NDArray[np.float32]) -> NDArray[np.float32]:
+    largest = np.abs(array).max()
+    if not largest < LARGEST_HALF:  # NaN is refused too
+        msg = f"{name}: a weight is beyond float16 ({largest:.3g}); export with --engine cpu"
         raise CheckpointError(msg)
-    return half
+    return array
 
 
 def _finish(model: ir.Model, weights: Weights) -> ir.Model:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from mgpt_edge.export.quantise.int4 import Int4Linear
 from mgpt_edge.export.quantise.int8 import Int8Linear
+from mgpt_edge.export.quantise.weight_only import WeightOnlyLinear
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
-LINEARS = {"int8": Int8Linear, "int4": Int4Linear}
+_CPU: dict[str, Callable[[Tensor], nn.Module]] = {"int8": Int8Linear, "int4": Int4Linear}
+SCHEMES = {
+    "native": _CPU,
+    "cpu": _CPU,
+    "rtx": {precision: partial(WeightOnlyLinear, precision=precision) for precision in ("int8", "int4")},
+}
+"""What each engine makes of a linear layer, by precision; of any other its floats are kept."""
 
 
-def quantised_linear(weight: Tensor, precision: str) -> nn.Module:
-    """A linear layer that computes what `precision` computes once exported; weight [out, in]."""
-    if precision in LINEARS:
-        return LINEARS[precision](weight)
+def quantised_linear(weight: Tensor, precision: str, engine: str) -> nn.Module:
+    """A linear layer that computes what `engine` computes in `precision`; weight [out, in]."""
+    if precision in SCHEMES[engine]:
+        return SCHEMES[engine][precision](weight)
     linear = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
     linear.weight = nn.Parameter(weight.float(), requires_grad=False)
     return linear

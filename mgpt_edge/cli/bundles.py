@@ -26,7 +26,7 @@ def export(
     engine: Annotated[
         str | None,
         typer.Option(
-            help="native (int8, int4), cpu (all but fp16) or rtx (fp16); the best for the precision unless given."
+            help="native (int8, int4), cpu (all but fp16) or rtx (all but fp32); the best unless given."
         ),
     ] = None,
     target_size: Annotated[int | None, typer.Option(help="Side in pixels that the checkpoint was trained for.")] = None,

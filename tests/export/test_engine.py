@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mgpt_edge.bench.peers import chameleon
+from mgpt_edge.bench.reference import chameleon
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.runtime.engines.base import Fed
 from mgpt_edge.runtime.engines.ort import OrtEngine

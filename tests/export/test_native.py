@@ -62,10 +62,10 @@ def reference(checkpoint, sequence, precision):
     x = checkpoint.tensor("model.embed_tokens.weight")[sequence].to(torch.bfloat16).float()[None]
     attend = causal_attention(config, len(sequence), x.device)
     for layer in range(config.num_layers):
-        x = load_block(checkpoint, layer, precision)(x, attend)
+        x = load_block(checkpoint, layer, precision, "native")(x, attend)
     norm = checkpoint.tensor("model.norm.weight").float()
     x = torch.nn.functional.rms_norm(x, x.shape[-1:], norm, config.norm_eps)
-    return quantised_linear(checkpoint.tensor("lm_head.weight"), precision)(x)[0].numpy()
+    return quantised_linear(checkpoint.tensor("lm_head.weight"), precision, "native")(x)[0].numpy()
 
 
 def test_as_near_to_float32_as_the_reference_of_its_precision(request, bundle, sequences, whole, checkpoints):

@@ -59,6 +59,20 @@ def test_one_plan_a_graph_for_three_architectures(bundle, tensorrt, monkeypatch)
     assert plans.build_plans(opened, [86, 120, 89]).manifest == opened.manifest
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_weights_of_few_bits_stay_so_in_the_plan(precision, tensorrt, tmp_path):
+    write_checkpoint(tmp_path / "checkpoint", WIDE | {"intermediate_size": 8192}, vq=False)
+    checkpoint = Checkpoint.open(tmp_path / "checkpoint")
+    weights, compiled = {}, {}
+    for stored in ("fp16", precision):
+        bundle = export_bundle(checkpoint, tmp_path / stored, precision=stored, engine="rtx")
+        weights[stored] = bundle.manifest.files["decoder.data"].bytes
+        built = plans.build_plans(bundle, [86, 89, 120])
+        compiled[stored] = built.manifest.files["rtx.decoder.sm86-89-120.plan"].bytes
+    assert compiled["fp16"] - compiled[precision] > 0.8 * (weights["fp16"] - weights[precision])
+
+
 def test_names_of_layers_are_kept(bundle, tensorrt):
     plan = plans.build_plans(bundle, [89]).path("rtx.decoder.sm89.plan").read_bytes()
     assert b"layer.1.attention.TensorScatter" in plan
@@ -120,7 +134,7 @@ def test_too_little_memory_is_said_first(bundle, tensorrt, monkeypatch):
 
 
 def test_a_bundle_for_another_engine_has_no_graphs():
-    with pytest.raises(BundleError, match="--engine rtx --precision fp16"):
+    with pytest.raises(BundleError, match="--engine rtx --precision int4"):
         plans.build_plans(Bundle.peek(default_bundle()), [89])
 
 

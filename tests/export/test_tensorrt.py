@@ -6,10 +6,13 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.graphfile import write_graph
 from mgpt_edge.export.lower import tensorrt
+from mgpt_edge.export.quantise import quantised_linear, weight_only
 from mgpt_edge.export.trace import trace_decoder, trace_head
 from mgpt_edge.runtime.errors import CheckpointError
 from mgpt_edge.runtime.rotary import rotary_tables
@@ -66,18 +69,49 @@ def test_equals_pytorch_on_ragged_rows(width, checkpoint, session):
     assert [value.name for value in session.get_outputs()[1:]] == [name.replace("past", "present") for name in cache]
 
 
-def test_head_equals_pytorch(tmp_path):
-    rng = np.random.default_rng(0)
-    weight, x = (rng.standard_normal(shape, np.float32) for shape in ((48, 64), (1, 3, 64)))
-    graph = tensorrt.lower_head(trace_head(64, 48), lambda _: weight, "fp16")
-    for _ in write_graph(graph, tmp_path, "head"):
+def head(weight, precision, folder):
+    graph = tensorrt.lower_head(trace_head(*weight.shape[::-1]), lambda _: weight, precision)
+    for _ in write_graph(graph, folder, "head"):
         pass
-    (got,) = ort.InferenceSession(tmp_path / "head.onnx").run(None, {"hidden": x})
-    np.testing.assert_allclose(got, x @ weight.T, atol=0.03)
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")  # else it rounds the activations too
+    return ort.InferenceSession(folder / "head.onnx", options)
 
 
-def test_a_weight_beyond_float16_is_refused(tmp_path):
-    weight = np.full((48, 64), 1e6, np.float32)
-    graph = tensorrt.lower_head(trace_head(64, 48), lambda _: weight, "fp16")
-    with pytest.raises(CheckpointError, match=r"weight is beyond float16 \(1e\+06\)"):
-        list(write_graph(graph, tmp_path, "head"))
+@pytest.mark.parametrize(
+    ("precision", "width"), [("fp16", 64), ("int8", 64), ("int8", 256), ("int4", 256), ("int4", 320)]
+)
+def test_head_equals_pytorch(precision, width, tmp_path):
+    """Also of a width that blocks of 4 bits don't divide."""
+    rng = np.random.default_rng(0)
+    weight, x = (rng.standard_normal(shape, np.float32) for shape in ((48, width), (1, 3, width)))
+    weight[5] = 0
+    (got,) = head(weight, precision, tmp_path).run(None, {"hidden": x})
+    expected = quantised_linear(torch.from_numpy(weight), precision, "rtx")(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(got, expected, atol=2e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("int8", 8), ("int4", 4)])
+def test_weights_of_few_bits_are_stored_as_such(precision, bits, tmp_path):
+    head(np.random.default_rng(1).standard_normal((256, 512), np.float32), precision, tmp_path)
+    scales = 256 * (4 if bits == 4 else 1) * 2
+    assert (tmp_path / "head.data").stat().st_size == pytest.approx(256 * 512 * bits / 8 + scales, abs=4096)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from([("int8", 96), ("int4", 128), ("int4", 256)]), st.integers(0, 2**32 - 1), st.floats(-6, 2))
+def test_packing_is_off_by_half_a_step(form, seed, magnitude):
+    precision, width = form
+    rng = np.random.default_rng(seed)
+    weight = (10**magnitude * rng.standard_normal((8, width))).astype(np.float32)
+    values, scales = weight_only.pack(weight, weight_only.bits_of(precision, width))
+    step = np.repeat(scales.astype(np.float32), width // len(scales), axis=0)
+    error = np.abs(values * step - weight.T)
+    assert (error <= step * 0.5001).all()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize(("value", "said"), [(1e6, r"1e\+06"), (np.nan, "nan")])
+def test_a_weight_beyond_float16_is_refused(precision, value, said, tmp_path):
+    with pytest.raises(CheckpointError, match=rf"weight is beyond float16 \({said}\)"):
+        head(np.full((48, 128), value, np.float32), precision, tmp_path)
