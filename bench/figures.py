@@ -64,11 +64,11 @@ def _ceiling(facts: Any) -> Iterator[Figure]:
         yield _figure("ceiling", f"{kind} products", of, "rate", "TOPS", rising=True)
 
 
-def _step(facts: Any) -> Iterator[Figure]:
+def _peers(facts: Any) -> Iterator[Figure]:
     case = f"{facts['shape']}, context {facts['context']}"
     for name, side in facts["sides"].items():
-        yield _figure("step", f"{case}: {name}", side, "ms", "ms")
-    yield _figure("step", f"{case}: native's share of memory's speed", facts, "native_share", "", rising=True)
+        yield _figure("peers", f"{case}: {name}", side, "ms", "ms")
+    yield _figure("peers", f"{case}: native's share of memory's speed", facts, "native_share", "", rising=True)
 
 
 def _latency(facts: Any) -> Iterator[Figure]:
@@ -117,7 +117,7 @@ def _figure(part: str, name: str, of: Any, key: str, unit: str, *, rising: bool 
 
 READERS: dict[str, Callable[[Any], Iterator[Figure]]] = {
     "ceiling": _ceiling,
-    "step": _step,
+    "peers": _peers,
     "latency": _latency,
     "speculation": _speculation,
     "sampler": _sampler,

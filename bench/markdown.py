@@ -36,9 +36,8 @@ def _lines(results: Results) -> Iterator[str]:
     for figure in results.figures:
         name = _cell(figure.name)
         yield f"| {figure.part} | {name} | {number(figure.value)} | {figure.unit} | {spread(figure)} |"
-    for part, entry in results.parts.items():
-        if "problem" in entry:
-            yield f"\nNot measured: {part}. {_cell(entry['problem'])}"
+    for name, why in results.problems.items():
+        yield f"\nNot measured: {name}. {_cell(why)}"
     yield from _estimates(results)
     yield f"\n```\n{results.command}\n```"
 

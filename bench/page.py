@@ -51,15 +51,14 @@ def _tiles(results: Results) -> Iterator[tuple[str, str]]:
         way = latency["ways"][0]
         yield f"{number(way['picture_s'], 3)} s", f"a picture of {way['size']}"
         yield f"{latency['peak_resident_mib']:,} MiB", "peak memory"
-    if step := results.facts("step"):
-        native = step["sides"]["native, int8"]
-        yield f"{number(native['ms'], 3)} ms", f"a guided code of the {step['shape']} shape, native, int8"
-        yield f"{step['native_share']:.0%}", "of memory's speed reached in it"
-        reference = min(
-            (of["times_native"] for name, of in step["sides"].items() if name.startswith("reference")), default=None
-        )
-        if reference is not None:
-            yield f"{number(reference, 3)} x", "the native time in the faster reference loop"
+    if peers := results.facts("peers"):
+        native = peers["sides"]["native, int8"]
+        yield f"{number(native['ms'], 3)} ms", f"a guided code of the {peers['shape']} shape, native, int8"
+        yield f"{peers['native_share']:.0%}", "of memory's speed reached in it"
+        others = {name: side["times_native"] for name, side in peers["sides"].items() if side["peer"]}
+        if others:
+            fastest = min(others, key=lambda name: others[name])
+            yield f"{number(others[fastest], 3)} x", f"that time in the fastest peer: {fastest}"
 
 
 def _machine(results: Results) -> Iterator[str]:
@@ -135,11 +134,7 @@ def _estimates(results: Results) -> Iterator[str]:
 
 def _missing(results: Results) -> Iterator[str]:
     """What failed, what was left out, and what an interrupted run has not reached."""
-    problems = {
-        part: results.parts[part]["problem"] if part in results.parts else "not reached yet"
-        for part in READERS
-        if results.facts(part) is None
-    }
+    problems = results.problems | {part: "not reached yet" for part in READERS if part not in results.parts}
     if "problem" in results.estimates:
         problems["estimates"] = results.estimates["problem"]
     if not problems:

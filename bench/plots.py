@@ -55,8 +55,8 @@ WAYS = {
 def plots(results: Results) -> Iterator[tuple[str, str, str]]:
     """Title, what it shows, and SVG of each plot whose parts were measured."""
     facts = {part: results.facts(part) for part in results.parts}
-    if facts.get("ceiling") and facts.get("step"):
-        yield "Roofline", ROOFLINE, _drawn(lambda axes: _roofline(axes, facts["ceiling"], facts["step"]))
+    if facts.get("ceiling") and facts.get("peers"):
+        yield "Roofline", ROOFLINE, _drawn(lambda axes: _roofline(axes, facts["ceiling"], facts["peers"]), 4.8)
     if facts.get("latency"):
         yield "Seconds a picture, by size", LATENCY, _drawn(lambda axes: _latency(axes, facts["latency"]))
     if facts.get("speculation"):
@@ -74,9 +74,9 @@ PASSES = "Codes that a pass yields with so many guesses ahead: more is fewer pas
 QUALITY = "How often a picture shows what was asked, with its 95 % interval, against the time of a code."
 
 
-def _drawn(draw: Callable[[Axes], None]) -> str:
+def _drawn(draw: Callable[[Axes], None], height: float = 3.6) -> str:
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.9, 3.6), layout="constrained")
+        figure = Figure(figsize=(4.9, height), layout="constrained")
         draw(figure.subplots())
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -91,13 +91,13 @@ def _drawn(draw: Callable[[Axes], None]) -> str:
     return text
 
 
-def _roofline(axes: Axes, ceiling: Any, step: Any) -> None:
+def _roofline(axes: Axes, ceiling: Any, peers: Any) -> None:
     """Operations a second by operations a byte."""
     speed = max(ceiling["read_gb_s"].values())
     levels = {kind: 1e3 * rate for kind, rate in ceiling["tera_operations_s"].items()}
     points = {
         name: (side["operations"] / side["bytes"], side["operations"] / side["ms"] / 1e6, side)
-        for name, side in step["sides"].items()
+        for name, side in peers["sides"].items()
     }
     edge = max(levels.values()) / speed
     left, right = min(x for x, _, _ in points.values()) / 3, 3 * max(edge, *(x for x, _, _ in points.values()))
@@ -105,10 +105,10 @@ def _roofline(axes: Axes, ceiling: Any, step: Any) -> None:
         axes.plot([rate / speed, right], [rate, rate], color=QUIET, linewidth=1)
         axes.text(right, rate, kind, ha="right", va="bottom", color=QUIET, fontsize=9)
     axes.plot([left, edge], [left * speed, edge * speed], color=INK, linewidth=1)
-    for (name, (x, y, side)), marker in zip(points.items(), cycle("oD^sv")):
+    for (name, (x, y, side)), marker in zip(points.items(), cycle("oD^sv<>pPhX*dH8")):
         low, high = (side["operations"] / ms / 1e6 for ms in reversed(side["ms_spread"]))
         spread = [[max(0, y - low)], [max(0, high - y)]]
-        color = OURS if name.startswith(("native", "cpu")) else PEERS
+        color = PEERS if side["peer"] else OURS
         axes.errorbar(x, y, spread, fmt=marker, color=color, label=name, elinewidth=1.2)
     bottom = min(y for _, y, _ in points.values()) / 3
     axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, None))

@@ -30,7 +30,7 @@ from mgpt_edge.runtime.errors import InvalidRequest, MgptError
 
 PARTS: dict[str, tuple[str, str]] = {
     "ceiling": ("", ""),
-    "step": ("--rounds 9", "--rounds 31"),
+    "peers": ("--rounds 9", "--rounds 31"),
     "latency": ("--pictures 10", "--pictures 40"),
     "speculation": ("--pictures 6", "--pictures 24"),
     "sampler": ("--repeats 1000", "--repeats 10000"),

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from mgpt_edge.bench.figures import Figure
 
-SCHEMA = 1
-PACKAGES = ("mgpt-edge", "numpy", "onnxruntime", "torch", "transformers")
+SCHEMA = 2
+PACKAGES = ("mgpt-edge", "numpy", "onnxruntime", "onnxruntime-genai", "torch", "transformers", "llama-cpp-python")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,6 +62,13 @@ class Results:
     def facts(self, part: str) -> Any:
         """What a bench printed; None where it did not run."""
         return self.parts.get(part, {}).get("facts")
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """What could not be measured, and why: parts, and peers within theirs."""
+        parts = {part: entry["problem"] for part, entry in self.parts.items() if "problem" in entry}
+        peers = (self.facts("peers") or {}).get("missing", {})
+        return parts | {f"peers, {name}": why for name, why in peers.items()}
 
     def save(self, path: Path) -> None:
         """Writes the file, whole or not at all."""

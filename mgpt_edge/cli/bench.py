@@ -14,7 +14,7 @@ VERBS = {
     "calibrate": "what guessing ahead costs here, kept for the adaptive window",
     "latency": "loading, the first row, a code, a picture, memory; with guesses ahead; four at a time",
     "speculation": "passes and time with guesses ahead, beside published ways",
-    "step": "one guided token: our engines, the family's own loop, the least that memory allows",
+    "peers": "one guided token: our engines, the family's own loop, llama.cpp and others, the least that memory allows",
     "sampler": "one draw: ours, NumPy and PyTorch",
     "chat": "what a further turn costs",
     "ceiling": "what this machine allows: memory, matrix products, the least time of a code",

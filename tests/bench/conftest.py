@@ -24,20 +24,27 @@ def made_up() -> dict[str, Any]:
     rates = {"read_gb_s": {"1": 10.0, "2": 20.0}, "copy_gb_s": {"1": 5.0, "2": 8.0}}
     rates["tera_operations_s"] = {"int8": 1.0, "bf16": 0.5, "fp32": 0.2}
     spreads = {f"{name}_spread": {kind: [0.9 * v, 1.1 * v] for kind, v in of.items()} for name, of in rates.items()}
-    sides = {"native, int8": 12.0, "cpu, int8": 40.0, "reference loop, float32": 200.0}
+    sides = {"native, int8": 12.0, "cpu, int8": 40.0, "family's loop, float32": 200.0}
     keys = ("picture_s", "first_row_s", "code_ms", "codes_a_pass", "vq_decoder_s", "outside_us_a_code")
     ways = ["off", "auto", *(f"{way} {n}" for n in WINDOWS for way in ("window", "SJD, window", "coupled SJD, window"))]
     row = {"instruction_set": "avx2", "ids": 64, "top_k": 8, "torch_us": None}
     return {
         "ceiling": {**rates, **spreads},
-        "step": {
+        "peers": {
             "shape": "tiny",
             "context": 40,
             **near("native_share", 0.5),
             "sides": {
-                name: {**near("ms", ms), **near("times_native", ms / 12), "operations": 1e9, "bytes": 1e8}
+                name: {
+                    **near("ms", ms),
+                    **near("times_native", ms / 12),
+                    "operations": 1e9,
+                    "bytes": 1e8,
+                    "peer": name.startswith("family"),
+                }
                 for name, ms in sides.items()
             },
+            "missing": {"llama.cpp, F16": "llama_cpp is not installed"},
         },
         "latency": {
             **near("load_s", 0.1),

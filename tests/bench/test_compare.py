@@ -35,7 +35,7 @@ def compared(tmp_path: Path) -> Callable[..., Result]:
 
 def changed(results: Results, factor: float) -> Results:
     """The native step takes `factor` times as long."""
-    side = results.facts("step")["sides"]["native, int8"]
+    side = results.facts("peers")["sides"]["native, int8"]
     side["ms"] *= factor
     side["ms_spread"] = [factor * edge for edge in side["ms_spread"]]
     return results
@@ -56,7 +56,7 @@ def test_beyond_the_spread_it_is_a_regression(results: Callable[..., Results], c
     run = compared(results(), changed(results(), 1.2))
     assert isinstance(run.exception, Regression)
     assert run.exception.exit_code == 1
-    assert "step, tiny, context 40: native, int8" in str(run.exception)
+    assert "peers, tiny, context 40: native, int8" in str(run.exception)
     assert "1.200 x" in run.output
     faster = compared(changed(results(), 1.2), results())
     assert faster.exit_code == 0
@@ -120,5 +120,5 @@ def test_no_results(content: Any, said: str, tmp_path: Path) -> None:
 
 
 def test_parts_that_no_bench_printed(results: Callable[..., Results], compared: Callable[..., Result]) -> None:
-    broken = results(parts={"step": {"command": "", "facts": {"shape": "tiny"}}})
-    assert "mgpt bench step" in str(compared(broken, broken).exception)
+    broken = results(parts={"peers": {"command": "", "facts": {"shape": "tiny"}}})
+    assert "mgpt bench peers" in str(compared(broken, broken).exception)

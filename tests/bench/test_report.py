@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from mgpt_edge.bench.results import Results
 
-ALL = ["ceiling", "step", "latency", "speculation", "sampler", "chat"]
+ALL = ["ceiling", "peers", "latency", "speculation", "sampler", "chat"]
 """What runs beside the small model; the judge's weights are nowhere."""
 
 
@@ -75,7 +75,7 @@ def test_an_interrupted_one_goes_on(ran: list[str], tmp_path: Path, monkeypatch:
     monkeypatch.setattr(report, "run", interrupted)
     run = reported(tmp_path)
     assert isinstance(run.exception, Interrupted)
-    assert ran == ["ceiling", "step"]
+    assert ran == ["ceiling", "peers"]
     assert list(read(tmp_path / "report.json").parts) == ran
     assert "not reached yet" in (tmp_path / "report.html").read_text()
     monkeypatch.setattr(report, "run", measure)
@@ -87,14 +87,14 @@ def test_an_interrupted_one_goes_on(ran: list[str], tmp_path: Path, monkeypatch:
 def test_a_part_that_fails_stops_nothing(ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measure = report.run
     problem = {"problem": "it needs <nothing> | less"}
-    monkeypatch.setattr(report, "run", lambda arguments: problem if arguments[0] == "step" else measure(arguments))
+    monkeypatch.setattr(report, "run", lambda arguments: problem if arguments[0] == "peers" else measure(arguments))
     assert reported(tmp_path).exit_code == 0
-    assert ran == [part for part in ALL if part != "step"]
+    assert ran == [part for part in ALL if part != "peers"]
     assert "it needs &lt;nothing&gt; | less" in (tmp_path / "report.html").read_text()
-    assert "Not measured: step. it needs <nothing> \\| less" in (tmp_path / "report.md").read_text()
+    assert "Not measured: peers. it needs <nothing> \\| less" in (tmp_path / "report.md").read_text()
     monkeypatch.setattr(report, "run", measure)
     reported(tmp_path)
-    assert ran[-1] == "step"  # what failed is tried again, nothing else
+    assert ran[-1] == "peers"  # what failed is tried again, nothing else
     assert len(ran) == len(ALL)
 
 
@@ -137,6 +137,12 @@ def test_a_page_of_nothing_measured(results: Callable[..., Results]) -> None:
     text = page.html(results(parts={}))
     assert text.count("not reached yet") == len(ALL) + 1
     assert "<svg" not in text
+
+
+def test_a_missing_peer_is_said(results: Callable[..., Results]) -> None:
+    found = results()
+    assert "peers, llama.cpp, F16" in page.html(found)
+    assert "Not measured: peers, llama.cpp, F16. llama_cpp is not installed" in markdown(found)
 
 
 def test_every_figure_is_in_the_table(results: Callable[..., Results]) -> None:

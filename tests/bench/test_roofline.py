@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 from typer.testing import CliRunner
 
-from mgpt_edge.bench import peers, simulate, step
+from mgpt_edge.bench import decode, reference, simulate
 from mgpt_edge.bench.ceiling import least
 from mgpt_edge.bench.random_checkpoint import SHAPES, write_checkpoint
 from mgpt_edge.bench.roofline import DEVICES, PRECISIONS, Decode, Device, device
@@ -32,7 +32,7 @@ CONTEXT = 600
 def chameleon(tmp_path_factory: pytest.TempPathFactory) -> ChameleonModel:
     folder = tmp_path_factory.mktemp("tiny")
     write_checkpoint(folder, SHAPE, vq=False)
-    return peers.chameleon(Checkpoint.open(folder), torch.float32)[0]
+    return reference.chameleon(Checkpoint.open(folder), torch.float32)[0]
 
 
 def test_weights_are_transformers_linears_and_the_image_head(chameleon: ChameleonModel) -> None:
@@ -100,8 +100,12 @@ def test_the_command_says_that_it_estimates() -> None:
 def test_it_predicts_this_machine(tmp_path: Path) -> None:
     """Bandwidth and step are measured in turns, since both move within seconds."""
     write_checkpoint(tmp_path / "checkpoint", SHAPES["375m"], vq=False)
-    checkpoint, threads = Checkpoint.open(tmp_path / "checkpoint"), memory.physical_cores()
-    sides = dict(step.engines(checkpoint, tmp_path, CONTEXT, threads, (("native", "int8"),)))
-    decode = Decode(checkpoint.config, checkpoint.vocabulary.codes, PRECISIONS["int8"])
-    facts = step.measure({"native, int8": sides["native, int8"]}, 15, decode.step_bytes(CONTEXT), threads)
+    case = decode.Case(
+        checkpoint=Checkpoint.open(tmp_path / "checkpoint"),
+        folder=tmp_path,
+        context=CONTEXT,
+        threads=memory.physical_cores(),
+    )
+    native = dict(decode.ours(case, [("native", "int8")]))[decode.BASE]
+    facts = decode.measure(case, {decode.BASE: native}, 15)
     assert facts["native_share"] == pytest.approx(simulate.NATIVE_SHARE, rel=0.2)
