@@ -15,6 +15,7 @@ import json
 import tempfile
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -95,9 +96,11 @@ def peers(
         return
     print(f"{shape}, two rows, context {context}, {case.threads} threads; memory reads {facts['read_gb_s']:.1f} GB/s")
     for name, side in facts["sides"].items():
-        print(f"{name:28} {side['ms']:8.2f} ms  {side['times_native']:6.2f} x native  {side['description']}")
+        print(f"{name:28} {side['ms']:8.2f} ms  {side['times_native']:6.2f} x native")
     for name, why in missing.items():
         print(f"{name:28} not measured: {why}")
+    for description, names in groupby(facts["sides"], lambda name: facts["sides"][name]["description"]):
+        print(f"{'; '.join(names)}: {description}")
     print(f"least time for the int8 bytes {facts['least_ms']:.2f} ms: {facts['native_share']:.0%} of the native step")
 
 

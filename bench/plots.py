@@ -105,7 +105,7 @@ def _roofline(axes: Axes, ceiling: Any, peers: Any) -> None:
         axes.plot([rate / speed, right], [rate, rate], color=QUIET, linewidth=1)
         axes.text(right, rate, kind, ha="right", va="bottom", color=QUIET, fontsize=9)
     axes.plot([left, edge], [left * speed, edge * speed], color=INK, linewidth=1)
-    for (name, (x, y, side)), marker in zip(points.items(), cycle("oD^sv<>pPhX*dH8")):
+    for (name, (x, y, side)), marker in zip(points.items(), cycle("oD^sv<>pPX*dh+x")):
         low, high = (side["operations"] / ms / 1e6 for ms in reversed(side["ms_spread"]))
         spread = [[max(0, y - low)], [max(0, high - y)]]
         color = PEERS if side["peer"] else OURS

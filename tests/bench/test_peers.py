@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from mgpt_edge.bench import peers, transformers_steps
 from mgpt_edge.bench.decode import Case, ours
+from mgpt_edge.bench.peers import PEERS
 from mgpt_edge.bench.plain_llama import write_gguf
 from mgpt_edge.bench.random_checkpoint import SHAPES, write_checkpoint
 from mgpt_edge.bench.roofline import Decode
@@ -29,20 +30,20 @@ def case(tmp_path: Path) -> Case:
     return Case(checkpoint=Checkpoint.open(tmp_path / "checkpoint"), folder=tmp_path, context=40, threads=1)
 
 
-def measured(monkeypatch: pytest.MonkeyPatch, *names: str) -> Any:
-    """With these peers and the native engine only."""
+def measured(monkeypatch: pytest.MonkeyPatch, names: list[str], *flags: str) -> str:
+    """What the command prints with these peers and the native engine only."""
     monkeypatch.setattr(peers, "ours", lambda case: ours(case, [("native", "int8")]))
-    monkeypatch.setattr(peers, "PEERS", {name: peers.PEERS[name] for name in names})
-    arguments = ["bench", "peers", "--shape", "tiny", "--context", "40", "--rounds", "1", "--threads", "1"]
-    run = CliRunner().invoke(app, [*arguments, "--json"])
+    monkeypatch.setattr(peers, "PEERS", {name: PEERS[name] for name in names})
+    arguments = ["bench", "peers", "--shape", "tiny", "--context", "40", "--rounds", "1", "--threads", "1", *flags]
+    run = CliRunner().invoke(app, arguments)
     assert run.exit_code == 0, run.output
-    return json.loads(run.stdout)
+    return run.stdout
 
 
 def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mgpt_edge.bench.genai", raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime_genai", None)
-    facts = measured(monkeypatch, "genai, int8", FAMILY)
+    facts = json.loads(measured(monkeypatch, ["genai, int8", FAMILY], "--json"))
     assert facts["missing"] == {"genai, int8": "onnxruntime_genai is not installed: pip install onnxruntime-genai"}
     assert facts["sides"][FAMILY]["peer"]
     assert not facts["sides"]["native, int8"]["peer"]
@@ -54,13 +55,15 @@ def test_a_peer_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError(msg)
 
     monkeypatch.setattr(transformers_steps, "_growing", growing)
-    facts = measured(monkeypatch, FAMILY, STATIC)
+    facts = json.loads(measured(monkeypatch, [FAMILY, STATIC], "--json"))
     assert facts["missing"] == {FAMILY: "RuntimeError: out of luck"}
     assert set(facts["sides"]) == {STATIC, "native, int8", "native, int8, 4 streams"}
+    said = measured(monkeypatch, [FAMILY]).splitlines()
+    assert f"{FAMILY:28} not measured: RuntimeError: out of luck" in said
 
 
 def test_a_pass_a_row_reads_the_weights_twice(case: Case) -> None:
-    twice, once = (peers._set_up(case, peers.PEERS[name]) for name in (FAMILY, STATIC))
+    twice, once = (peers._set_up(case, PEERS[name]) for name in (FAMILY, STATIC))
     assert twice.work(case)["operations"] == once.work(case)["operations"]
     assert once.work(case)["bytes"] < twice.work(case)["bytes"] < 2 * once.work(case)["bytes"]
 
@@ -83,5 +86,5 @@ def test_the_gguf_has_the_dimensions_of_the_shape(kind: str, case: Case) -> None
     assert tensors["blk.1.ffn_down.weight"].shape.tolist() == [config.intermediate_size, config.hidden_size]
     # Every matrix that a step reads, and the embedding.
     matrices = [tensor for tensor in read.tensors if len(tensor.shape) == 2 and tensor.name != "token_embd.weight"]
-    held = peers.PEERS[f"llama.cpp, {kind}"].precision
+    held = PEERS[f"llama.cpp, {kind}"].precision
     assert sum(tensor.n_bytes for tensor in matrices) == Decode(config, codes, held).weight_bytes
