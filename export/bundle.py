@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from mgpt_edge.export import trace
 from mgpt_edge.export.checkpoint import to_array
 from mgpt_edge.export.engines import ENGINES, best_engine
+from mgpt_edge.export.equalise import equalise
 from mgpt_edge.export.forecast import describe, row_capacity
 from mgpt_edge.export.golden import golden_logits
 from mgpt_edge.export.graphfile import graph_bytes, write_graph
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mgpt_edge.export.checkpoint import Checkpoint
+    from mgpt_edge.export.statistics import Statistics
 
     Progress = Callable[[str, int, int], None]
     """(what is being done, bytes written, bytes in all)"""
@@ -43,6 +45,7 @@ def export_bundle(
     precision: str = "int8",
     engine: str | None = None,
     target_size: int | None = None,
+    statistics: Statistics | None = None,
     progress: Progress = lambda *_: None,
 ) -> Bundle:
     """Writes a bundle of one precision for one engine.
@@ -56,6 +59,7 @@ def export_bundle(
         precision: one of `ENGINES[engine]`.
         engine: one of `ENGINES`; unless given, the first that has the precision.
         target_size: side in pixels it was trained for, where the checkpoint does not say.
+        statistics: of the checkpoint's inputs; its weights are then rescaled before they are rounded.
         progress: told after each weight.
 
     Raises:
@@ -66,6 +70,9 @@ def export_bundle(
     engine = engine or best_engine(precision)
     _check_request(checkpoint, precision, engine, target_size)
     target_size = target_size or checkpoint.defaults.target_size
+    if statistics is not None:
+        progress("rescaling", 0, 1)
+        checkpoint = equalise(checkpoint, statistics, precision, engine)
     with _temporary(out) as folder:
         graphs = _vq_graphs(checkpoint)
         if engine != "native":

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_CPU: dict[str, Callable[[Tensor], nn.Module]] = {"int8": Int8Linear, "int4": Int4Linear}
+    Scheme = Callable[[Tensor], nn.Module]
+    """Weight [out, in] -> a module; its `rounded` is the weight that is left of it."""
+
+_CPU: dict[str, Scheme] = {"int8": Int8Linear, "int4": Int4Linear}
 SCHEMES = {
     "native": _CPU,
     "cpu": _CPU,
@@ -32,3 +35,8 @@ def quantised_linear(weight: Tensor, precision: str, engine: str) -> nn.Module:
     linear = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
     linear.weight = nn.Parameter(weight.float(), requires_grad=False)
     return linear
+
+
+def rounded(weight: Tensor, precision: str, engine: str) -> Tensor:
+    """The weight [out, in] that is left of one in `precision`."""
+    return SCHEMES[engine][precision](weight).rounded if precision in SCHEMES[engine] else weight

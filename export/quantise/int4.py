@@ -62,8 +62,8 @@ class Int4Linear(nn.Module):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.from_numpy(unpack(*pack(weight.float().numpy()))))
+        self.register_buffer("rounded", torch.from_numpy(unpack(*pack(weight.float().numpy()))))
 
     def forward(self, x: Tensor) -> Tensor:
         """Float32 [..., in] -> float32 [..., out]."""
-        return x @ self.weight.T
+        return x @ self.rounded.T

@@ -42,6 +42,11 @@ class Int8Linear(nn.Module):
         self.register_buffer("quantised", torch.from_numpy(quantised))
         self.register_buffer("scale", torch.from_numpy(scale))
 
+    @property
+    def rounded(self) -> Tensor:
+        """The weight [out, in] that the quantised one stands for."""
+        return self.quantised.T * self.scale[:, None]
+
     def forward(self, x: Tensor) -> Tensor:
         """Float32 [..., in] -> float32 [..., out]."""
         token = (x.abs().amax(-1, keepdim=True) * np.float32(1 / LARGEST)).clamp_min(SMALLEST_SCALE)

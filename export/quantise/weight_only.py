@@ -63,8 +63,8 @@ class WeightOnlyLinear(nn.Module):
     def __init__(self, weight: Tensor, precision: str) -> None:
         super().__init__()
         packed = pack(weight.float().numpy(), bits_of(precision, weight.shape[1]))
-        self.register_buffer("weight", torch.from_numpy(unpack(*packed).astype(np.float32)))
+        self.register_buffer("rounded", torch.from_numpy(unpack(*packed).astype(np.float32)).T)
 
     def forward(self, x: Tensor) -> Tensor:
         """Float32 [..., in] -> float32 [..., out], rounded to float16 on the way in and out."""
-        return (x.half().float() @ self.weight).half().float()
+        return (x.half().float() @ self.rounded.T).half().float()

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mgpt_edge.cli import batch, bench, build, bundles, doctor, drawing, finetune, generate, talk, transform
+from mgpt_edge.cli import batch, bench, build, bundles, calibrate, doctor, drawing, finetune, generate, talk, transform
 from mgpt_edge.runtime.errors import CompatibilityWarning, InvalidRequest, MgptError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ for verb in (
     talk.ask,
     talk.chat,
     batch.batch,
+    calibrate.calibrate,
     bundles.export,
     build.build,
     bundles.inspect,

@@ -25,22 +25,31 @@ def export(
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or int4.")] = "int8",
     engine: Annotated[
         str | None,
-        typer.Option(
-            help="native (int8, int4), cpu (all but fp16) or rtx (all but fp32); the best unless given."
-        ),
+        typer.Option(help="native (int8, int4), cpu (all but fp16) or rtx (all but fp32); the best unless given."),
     ] = None,
     target_size: Annotated[int | None, typer.Option(help="Side in pixels that the checkpoint was trained for.")] = None,
+    statistics: Annotated[
+        Path | None, typer.Option(help="What mgpt calibrate wrote: int4 weights are then rounded by what they meet.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compile a PyTorch checkpoint into a bundle."""
-    _need_torch()
+    need_torch()
     from mgpt_edge.export.bundle import export_bundle, no_decoder
     from mgpt_edge.export.checkpoint import Checkpoint
+    from mgpt_edge.export.statistics import Statistics
 
     opened = Checkpoint.open(checkpoint, vq)
+    measured = None if statistics is None else Statistics.load(statistics, opened)
     with _progress(quiet=as_json) as progress:
         bundle = export_bundle(
-            opened, output, precision=precision, engine=engine, target_size=target_size, progress=progress
+            opened,
+            output,
+            precision=precision,
+            engine=engine,
+            target_size=target_size,
+            statistics=measured,
+            progress=progress,
         )
     note = no_decoder(opened)
     size = sum(entry.bytes for entry in bundle.manifest.files.values())
@@ -59,7 +68,7 @@ def inspect(path: Annotated[Path, typer.Argument(help="Bundle or checkpoint.")],
     from mgpt_edge.runtime.bundle import Bundle
 
     if _is_checkpoint(path):
-        _need_torch()
+        need_torch()
         from mgpt_edge.export.checkpoint import Checkpoint
 
         opened = Checkpoint.open(path)
@@ -134,7 +143,7 @@ def _estimated(path: Path, precision: str | None) -> tuple[Manifest, list[Manife
             msg = f"{path} is a bundle in {manifest.precision}; to estimate {precision}, name its checkpoint"
             raise InvalidRequest(msg)
         return manifest, []
-    _need_torch()
+    need_torch()
     from mgpt_edge.export.checkpoint import Checkpoint
     from mgpt_edge.export.forecast import forecasts
 
@@ -150,7 +159,8 @@ def _is_checkpoint(path: Path) -> bool:
     return (path / "config.json").is_file() and not (path / "manifest.json").exists()
 
 
-def _need_torch() -> None:
+def need_torch() -> None:
+    """Names the extra that export needs where it is missing."""
     from importlib.util import find_spec
 
     from mgpt_edge.runtime.errors import IncompatibleEngine

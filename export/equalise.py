@@ -1,0 +1,109 @@
+"""Weights and the inputs they meet, rescaled against each other so that rounding weights to few bits costs less.
+
+A channel of an input is multiplied by 1/s where it is made and by s where it is read: in float32 nothing changes.
+Channels that carry much then have finer steps (activation-aware quantisation, arXiv 2306.00978).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mgpt_edge.export.checkpoint import Checkpoint
+from mgpt_edge.export.quantise import rounded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from mgpt_edge.export.config import DecoderConfig
+    from mgpt_edge.export.statistics import Statistics
+
+EXPONENTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""Of a channel's root mean square; the one whose weights are rounded best is taken."""
+ROWS = 256
+"""Output channels of each linear that the exponents are compared on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Equalised(Checkpoint):
+    """A checkpoint that computes the same, with other numbers; the tensors that change come in float32.
+
+    Attributes:
+        read: tensor's name -> factors of its columns.
+        made: tensor's name -> divisors of its rows, or of a norm's channels.
+    """
+
+    read: dict[str, Tensor]
+    made: dict[str, Tensor]
+
+    def tensor(self, name: str) -> Tensor:
+        """As of `Checkpoint`, rescaled."""
+        found = Checkpoint.tensor(self, name)
+        if name in self.read:
+            found = found.float() * self.read[name]
+        if name in self.made:
+            divisors = self.made[name]
+            found = found.float() / (divisors[:, None] if found.dim() == 2 else divisors)
+        return found
+
+    def dtype(self, name: str) -> torch.dtype:
+        return torch.float32 if name in self.read or name in self.made else Checkpoint.dtype(self, name)
+
+
+def equalise(checkpoint: Checkpoint, statistics: Statistics, precision: str, engine: str) -> Equalised:
+    """The checkpoint rescaled for weights as `engine` rounds them in `precision`."""
+    read: dict[str, Tensor] = {}
+    made: dict[str, Tensor] = {}
+    for name, maker, readers in _inputs(checkpoint.config):
+        factors = _factors(checkpoint, readers, statistics.square[name], lambda w: rounded(w, precision, engine))
+        read |= dict.fromkeys(readers, factors)
+        made[maker] = factors
+    inherited = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
+    return Equalised(**inherited, read=read, made=made)
+
+
+def _inputs(config: DecoderConfig) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Each input that can be rescaled: its name, the tensor that makes it, the linears that read it.
+
+    Where norms stand behind the branches, what a branch reads is the residual stream, which nothing may rescale.
+    """
+    for layer in range(config.num_layers):
+        prefix = f"model.layers.{layer}."
+        attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+        if not config.swin_norm:
+            queries = tuple(f"{attention}{x}_proj.weight" for x in "qkv")
+            yield f"{layer}.attention", f"{prefix}input_layernorm.weight", queries
+            gates = tuple(f"{mlp}{x}_proj.weight" for x in ("gate", "up"))
+            yield f"{layer}.mlp", f"{prefix}post_attention_layernorm.weight", gates
+        if config.num_heads == config.num_kv_heads:  # else several heads read one value
+            yield f"{layer}.mixed", f"{attention}v_proj.weight", (f"{attention}o_proj.weight",)
+        yield f"{layer}.gated", f"{mlp}up_proj.weight", (f"{mlp}down_proj.weight",)
+    if not config.tied_embeddings:
+        yield "head", "model.norm.weight", ("lm_head.weight",)
+
+
+def _factors(
+    checkpoint: Checkpoint, readers: tuple[str, ...], square: Tensor, round_off: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The factors [in] under which the readers' outputs are least wrong, channels taken as independent."""
+    samples = []
+    for name in readers:
+        rows = checkpoint.shape(name)[0]
+        step = max(1, rows // ROWS)
+        samples.append(checkpoint.tensor(name)[::step][:ROWS].float())
+    weight = torch.cat(samples)
+
+    def wrong(factors: Tensor) -> float:
+        error = round_off(weight * factors) / factors - weight
+        return float((error.square() * square).sum())
+
+    return min(map(_candidate, [square] * len(EXPONENTS), EXPONENTS), key=wrong)
+
+
+def _candidate(square: Tensor, exponent: float) -> Tensor:
+    """Root mean squares to a power, about 1 in the middle, and powers of two: dividing by them is exact."""
+    factors = square.clamp_min(square.max() * 1e-8).clamp_min(1e-30).pow(exponent / 2)
+    return torch.exp2(torch.round(torch.log2(factors / factors.log().mean().exp())))
