@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from mgpt_edge.finetune.files import replace_atomically
+from mgpt_edge.finetune.world.scene import relation
 from mgpt_edge.runtime.layout import ImageLayout
 
 if TYPE_CHECKING:
@@ -43,6 +45,12 @@ class Album:
     def scene(self, index: int, mirrored: bool = False) -> Scene:
         """The scene of picture `index`, or the scene that its mirror image shows."""
         return self.scenes[index].mirrored() if mirrored else self.scenes[index]
+
+    @cached_property
+    def beside(self) -> list[int]:
+        """Scenes of two solids, one to the left of the other."""
+        pairs = [index for index, scene in enumerate(self.scenes) if len(scene.solids) == 2]
+        return [index for index in pairs if relation(*self.scenes[index].solids) in {"left", "right"}]
 
     def tokens(self, kind: str, index: int, mirrored: bool = False) -> list[int]:
         """The tokens of a scene's picture of one kind."""

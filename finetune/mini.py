@@ -159,10 +159,10 @@ class Mini:
         model = self.decoder()
         for plan in self.plan.stages:
             corpus, held_back = self.corpus(plan, "train"), self.corpus(plan, "validation")
-            stage = Stage(model, corpus, plan.recipe, self.work, f"stage-{plan.side}")
+            stage = Stage(model, corpus, plan.recipe, self.work, f"stage-{plan.name}")
             stage.resume()
             began, first = time.monotonic(), stage.step
-            with _Log(self.work / f"stage-{plan.side}.jsonl") as log:
+            with _Log(self.work / f"stage-{plan.name}.jsonl") as log:
                 for record in stage.run():
                     if record["step"] % 20 == 0:
                         spent = time.monotonic() - began
@@ -174,12 +174,12 @@ class Mini:
 
     def trained_decoder(self) -> tuple[StagePlan, Decoder]:
         """The newest stage that has a checkpoint, and its averaged weights."""
-        saved = [plan for plan in self.plan.stages if (self.work / f"stage-{plan.side}.pt").exists()]
+        saved = [plan for plan in self.plan.stages if (self.work / f"stage-{plan.name}.pt").exists()]
         if not saved:
             msg = f"no trained stage in {self.work}; run the stage fp-sft first"
             raise FileNotFoundError(msg)
         model = self.decoder()
-        model.load_state_dict(torch.load(self._trained(f"stage-{saved[-1].side}"), weights_only=True)["average"])
+        model.load_state_dict(torch.load(self._trained(f"stage-{saved[-1].name}"), weights_only=True)["average"])
         return saved[-1], model.eval()
 
     def painter(self) -> Painter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,7 +48,7 @@ class Pictures:
 
     def scene(self, index: int) -> Scene:
         """The scene of picture `index`."""
-        return sample_scene(index, self.split)
+        return _scene(index, self.split)
 
     def render(self, processes: int) -> None:
         """Renders the shards that are not there yet."""
@@ -71,6 +72,12 @@ class Pictures:
     def path(self, shard: int) -> Path:
         """The file of a shard's pictures."""
         return self.folder / f"{self.name}-{shard:04d}.npy"
+
+
+@cache
+def _scene(index: int, split: str) -> Scene:
+    """Pictures of every size and kind show the same scenes, and sampling one takes a while."""
+    return sample_scene(index, split)
 
 
 def render_together(group: Sequence[Pictures], processes: int) -> None:

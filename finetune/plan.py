@@ -39,8 +39,9 @@ class GroupPlan:
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """One progressive stage, named by the side of its square pictures."""
+    """One progressive stage; `side` is that of its square pictures."""
 
+    name: str
     side: int
     groups: tuple[GroupPlan, ...]
     recipe: Recipe
@@ -96,8 +97,9 @@ def default_plan() -> Plan:
     importance = {"depth": 1.0, "normals": 0.5, "segmentation": 0.5, "edges": 0.1}
     dense = (VQPictures(side, kind, 1000, 0.035, importance[kind]) for side in (128, 256) for kind in KINDS[1:])
     small = GroupPlan({("text-to-image", SQUARE_128): 1.0}, batch=32)
+    beside = GroupPlan({("text-to-image", SQUARE_128): 1.0, ("beside", SQUARE_128): 2.0}, batch=32)
     words = GroupPlan({("text-only", SQUARE_128): 1.0}, batch=64, weight=0.15)
-    large = {("text-to-image", SQUARE_256): 5.0}
+    large = {("text-to-image", SQUARE_256): 4.0, ("beside", SQUARE_256): 1.5}
     return Plan(
         vq=VQRecipe(steps=14000),
         vq_pictures=(*colors, *dense),
@@ -109,9 +111,12 @@ def default_plan() -> Plan:
             SQUARE_256: _album(7000, 1000, 1000),
         },
         stages=(
-            StagePlan(128, (small, words), Recipe(steps=4500, rate=1.8e-3, muon=True)),
-            StagePlan(192, (_short(1.0), _long(0.3)), Recipe(steps=4000, rate=1.2e-3, muon=True)),
-            StagePlan(256, (_short(0.3), _long(0.7, large), _longest(0.1)), Recipe(steps=2000, rate=8e-4, muon=True)),
+            StagePlan("128", 128, (small, words), Recipe(steps=4500, rate=1.8e-3, muon=True)),
+            StagePlan("128-beside", 128, (beside, words), Recipe(steps=2400, rate=1.5e-3, muon=True)),
+            StagePlan("192", 192, (_short(1.0), _long(0.3)), Recipe(steps=4000, rate=1.2e-3, muon=True)),
+            StagePlan(
+                "256", 256, (_short(0.3), _long(0.7, large), _longest(0.1)), Recipe(steps=2000, rate=8e-4, muon=True)
+            ),
         ),
     )
 
@@ -132,6 +137,7 @@ def _short(weight: float) -> GroupPlan:
     """About 170 tokens: middle-sized pictures from text, and small ones with everything that is asked of them."""
     drawn = {("text-to-image", SQUARE_192): 3.0, ("text-to-image", SQUARE_128): 1.5}
     drawn |= {("text-to-image", WIDE): 1.5, ("text-to-image", HIGH): 1.5}
+    drawn |= {("beside", SQUARE_192): 1.5, ("beside", SQUARE_128): 1.0}
     said = {("answer", SQUARE_128): 2.0, ("describe", SQUARE_128): 0.5, ("text-only", SQUARE_128): 0.3}
     return GroupPlan(drawn | said | _pictures_of(SQUARE_128), 24, weight)
 

@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 
 def text_to_image(album: Album, rng: np.random.Generator) -> list[Turn]:
     """A caption -> the picture, or the caption of its mirror image -> that."""
-    index, mirrored = int(rng.integers(album.count("picture"))), bool(rng.integers(2))
-    caption = captions(album.scene(index, mirrored), rng)[0]
-    size = {"width": album.layout.width, "height": album.layout.height}
-    return [Turn(TEMPLATES["text-to-image"].format(prompt=caption, **size)), _shown(album, "picture", index, mirrored)]
+    return _drawn(album, rng, int(rng.integers(album.count("picture"))))
+
+
+def beside(album: Album, rng: np.random.Generator) -> list[Turn]:
+    """The same of two solids side by side: left and right are what a model that draws by rows learns last."""
+    return _drawn(album, rng, album.beside[rng.integers(len(album.beside))])
 
 
 def depth(album: Album, rng: np.random.Generator) -> list[Turn]:
@@ -86,6 +88,13 @@ def text_only(album: Album, rng: np.random.Generator) -> list[Turn]:
     return turns
 
 
+def _drawn(album: Album, rng: np.random.Generator, index: int) -> list[Turn]:
+    mirrored = bool(rng.integers(2))
+    caption = captions(album.scene(index, mirrored), rng)[0]
+    size = {"width": album.layout.width, "height": album.layout.height}
+    return [Turn(TEMPLATES["text-to-image"].format(prompt=caption, **size)), _shown(album, "picture", index, mirrored)]
+
+
 def _dialogue(scene: Scene, rng: np.random.Generator) -> list[Turn]:
     asked = questions(scene, rng, int(rng.integers(2, 5)))
     return [turn for question in asked for turn in (Turn(question.text), Turn(question.answer))]
@@ -108,6 +117,7 @@ def _shown(album: Album, kind: str, index: int, mirrored: bool = False) -> Turn:
 
 TASKS: dict[str, Task] = {
     "text-to-image": text_to_image,
+    "beside": beside,
     "depth": depth,
     "normals": normals,
     "segmentation": segmentation,
@@ -119,7 +129,7 @@ TASKS: dict[str, Task] = {
     "describe": describe,
     "text-only": text_only,
 }
-GUIDED = frozenset(("text-to-image", "from-edges", "from-depth", "from-segmentation", "edit"))
+GUIDED = frozenset(("text-to-image", "beside", "from-edges", "from-depth", "from-segmentation", "edit"))
 """Tasks whose answer is a picture that guidance may be used for: their prompt is dropped now and then."""
 
 KINDS_OF = {

@@ -38,8 +38,8 @@ PLAN = Plan(
     vq_pictures=(VQPictures(32, "picture", 500, 0.7), VQPictures(32, "depth", 500, 0.3)),
     albums={SIZE: dict.fromkeys((*KINDS, "edited"), 500)},
     stages=(
-        StagePlan(32, (GroupPlan({("text-to-image", SIZE): 1.0}, 2),), Recipe(steps=2)),
-        StagePlan(64, (GroupPlan({(task, SIZE): 1.0 for task in TASKS}, 4),), Recipe(steps=3)),
+        StagePlan("32", 32, (GroupPlan({("text-to-image", SIZE): 1.0}, 2),), Recipe(steps=2)),
+        StagePlan("64", 64, (GroupPlan({(task, SIZE): 1.0 for task in TASKS}, 4),), Recipe(steps=3)),
     ),
     sharpening=SharpenRecipe(steps=4, pixels=2 * 32 * 32, begin=2),
     judge_steps=2,
