@@ -13,6 +13,10 @@ from mgpt_edge.export.quantise import quantised_linear
 from mgpt_edge.runtime.golden import Golden
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
     from mgpt_edge.export.checkpoint import Checkpoint
 
 TOKENS = 48
@@ -21,22 +25,39 @@ SAMPLED_CODES = 64
 
 @torch.inference_mode()
 def golden_logits(checkpoint: Checkpoint, precision: str, engine: str) -> Golden:
-    """Logits of a random picture's beginning, by the plain PyTorch decoder with its linears quantised.
-
-    Layers are read, used and dropped one at a time, so this needs the memory of one layer.
-    """
-    vocabulary, config = checkpoint.vocabulary, checkpoint.config
+    """Logits of a random picture's beginning, by the plain PyTorch decoder with its linears quantised."""
+    vocabulary = checkpoint.vocabulary
     low, high = vocabulary.code_range
     rng = np.random.default_rng(0)
     tokens = [vocabulary.bos, vocabulary.begin_image, *rng.integers(low, high, TOKENS - 2).tolist()]
     ids = np.sort(rng.choice(vocabulary.codes, min(SAMPLED_CODES, vocabulary.codes), replace=False))
-    x = checkpoint.tensor("model.embed_tokens.weight")[tokens].float()[None]
-    attend = causal_attention(config, len(tokens), x.device)
-    for layer in range(config.num_layers):
-        x = load_block(checkpoint, layer, precision, engine)(x, attend)
-    x = nn.functional.rms_norm(x[:, -1], x.shape[-1:], checkpoint.tensor("model.norm.weight").float(), config.norm_eps)
+    x = hidden_states(checkpoint, [tokens], precision, engine)[-1:]
     head = quantised_linear(checkpoint.tensor("lm_head.weight")[low:high], precision, engine)
     return Golden(tokens=tokens, ids=ids.tolist(), logits=head(x)[0, ids].tolist())
+
+
+@torch.inference_mode()
+def hidden_states(
+    checkpoint: Checkpoint,
+    sequences: Sequence[Sequence[int]],
+    precision: str = "fp32",
+    engine: str = "cpu",
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> Tensor:
+    """Normalised hidden states of whole sequences, end to end, float32 [tokens, hidden].
+
+    Layers are read, used and dropped one at a time.
+    """
+    config = checkpoint.config
+    tokens = torch.tensor([token for sequence in sequences for token in sequence])
+    parts = checkpoint.tensor("model.embed_tokens.weight")[tokens].float().split(list(map(len, sequences)))
+    for layer in range(config.num_layers):
+        progress(layer, config.num_layers)
+        block = load_block(checkpoint, layer, precision, engine)
+        parts = [block(x[None], causal_attention(config, len(x), x.device))[0] for x in parts]
+    progress(config.num_layers, config.num_layers)
+    norm = checkpoint.tensor("model.norm.weight").float()
+    return nn.functional.rms_norm(torch.cat(parts), norm.shape, norm, config.norm_eps)
 
 
 def load_block(checkpoint: Checkpoint, layer: int, precision: str, engine: str) -> Block:

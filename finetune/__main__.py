@@ -10,6 +10,7 @@ import typer
 
 from mgpt_edge.finetune import scores
 from mgpt_edge.finetune.draw import Sampling
+from mgpt_edge.finetune.examples import write_examples
 from mgpt_edge.finetune.mini import SAMPLING, Mini
 from mgpt_edge.finetune.plan import default_plan
 from mgpt_edge.finetune.world import KINDS
@@ -101,6 +102,16 @@ def samples(
     sampling = Sampling(guidance, SAMPLING.top_k, SAMPLING.temperature)
     pipeline.painter().sheet(side, side, sampling).save(path)
     typer.echo(f"wrote {path}")
+
+
+@app.command()
+def records(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the records and their pictures.")],
+    count: Count = 200,
+    side: Annotated[int, typer.Option(help="Of the square pictures, in pixels.")] = 128,
+) -> None:
+    """Writes conversations about held-back scenes, of every task in turn, as `mgpt finetune` reads them."""
+    typer.echo(f"wrote {write_examples(output, count, side)}")
 
 
 def _show(records: Iterable[dict[str, float]]) -> None:

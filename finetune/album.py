@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -24,21 +25,17 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.vocabulary import Vocabulary
 
 
-class Album:
-    """Pictures of one size as tokens.
+class Scenes(ABC):
+    """A split's scenes at one size.
 
     Args:
-        pictures: by kind; the codes of kind k are of the first `pictures[k].count` scenes.
-        codes: by kind, int16 [n, rows, columns]; of "picture" also the mirror images', [2, n, rows, columns].
-        vocabulary: the checkpoint's ids.
+        pictures: of the scenes, by kind; of kind k there are those of the first `pictures[k].count` scenes.
     """
 
-    def __init__(
-        self, pictures: Mapping[str, Pictures], codes: Mapping[str, NDArray[np.int16]], vocabulary: Vocabulary
-    ) -> None:
-        self.pictures, self.codes, self.vocabulary = pictures, codes, vocabulary
+    def __init__(self, pictures: Mapping[str, Pictures]) -> None:
+        self.pictures = pictures
         main = pictures["picture"]
-        self.layout = ImageLayout(main.width, main.height, vocabulary)
+        self.width, self.height = main.width, main.height
         # Sampling a scene costs more than everything else that a batch takes.
         self.scenes = [main.scene(index) for index in range(main.count)]
 
@@ -52,14 +49,35 @@ class Album:
         pairs = [index for index, scene in enumerate(self.scenes) if len(scene.solids) == 2]
         return [index for index in pairs if relation(*self.scenes[index].solids) in {"left", "right"}]
 
+    def count(self, *kinds: str) -> int:
+        """How many scenes have pictures of all these kinds."""
+        return min(self.pictures[kind].count for kind in kinds)
+
+    @abstractmethod
+    def tokens(self, kind: str, index: int, mirrored: bool = False) -> list[int]:
+        """What stands in a sequence for a scene's picture of one kind."""
+
+
+class Album(Scenes):
+    """Scenes with their pictures as tokens.
+
+    Args:
+        pictures: as of `Scenes`.
+        codes: by kind, int16 [n, rows, columns]; of "picture" also the mirror images', [2, n, rows, columns].
+        vocabulary: the checkpoint's ids.
+    """
+
+    def __init__(
+        self, pictures: Mapping[str, Pictures], codes: Mapping[str, NDArray[np.int16]], vocabulary: Vocabulary
+    ) -> None:
+        super().__init__(pictures)
+        self.codes, self.vocabulary = codes, vocabulary
+        self.layout = ImageLayout(self.width, self.height, vocabulary)
+
     def tokens(self, kind: str, index: int, mirrored: bool = False) -> list[int]:
         """The tokens of a scene's picture of one kind."""
         codes = self.codes[kind]
         return self.layout.encode(codes[int(mirrored), index] if kind == "picture" else codes[index])
-
-    def count(self, *kinds: str) -> int:
-        """How many scenes have pictures of all these kinds."""
-        return min(self.pictures[kind].count for kind in kinds)
 
 
 def load_codes(pictures: Pictures, path: Path, vq: Callable[[], VQGAN]) -> NDArray[np.int16]:

@@ -122,7 +122,7 @@ def guided_by(artist: Artist, judge: Judge, album: Album, kind: str, count: int,
         Turn(text.format(prompt=captions(album.scene(index), rng)[0]), (album.tokens(kind, index),))
         for index in range(count)
     ]
-    readings = judge.read(artist.respond(turns, album.layout.width, album.layout.height, sampling, 0))
+    readings = judge.read(artist.respond(turns, album.width, album.height, sampling, 0))
     return Share(sum(reading.shows(album.scene(i)) for i, reading in enumerate(readings)), count)
 
 
@@ -134,7 +134,7 @@ def edit(artist: Artist, judge: Judge, album: Album, count: int, sampling: Sampl
         Turn(text.format(instruction=edit.instruction), (album.tokens("picture", index),))
         for index, edit in enumerate(edits)
     ]
-    readings = judge.read(artist.respond(turns, album.layout.width, album.layout.height, sampling, 0))
+    readings = judge.read(artist.respond(turns, album.width, album.height, sampling, 0))
     return Share(sum(reading.shows(edit.after) for reading, edit in zip(readings, edits, strict=True)), count)
 
 
@@ -149,8 +149,8 @@ def answers(artist: Artist, album: Album, count: int) -> Share:
 
 def _read_off(artist: Artist, album: Album, kind: str, count: int) -> np.ndarray:
     turns = [Turn(TEMPLATES[kind], (album.tokens("picture", index),)) for index in range(count)]
-    return artist.respond(turns, album.layout.width, album.layout.height, FAITHFUL, 0)
+    return artist.respond(turns, album.width, album.height, FAITHFUL, 0)
 
 
 def _frame(album: Album, index: int) -> Frame:
-    return render(album.scene(index), album.layout.width, album.layout.height)
+    return render(album.scene(index), album.width, album.height)

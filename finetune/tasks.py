@@ -17,55 +17,59 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from mgpt_edge.finetune.album import Album
+    from mgpt_edge.finetune.album import Scenes
     from mgpt_edge.finetune.draw import Sampling
     from mgpt_edge.finetune.world import Scene
 
-    Task = Callable[[Album, np.random.Generator], list[Turn]]
+    Task = Callable[[Scenes, np.random.Generator], list[Turn]]
 
 
-def text_to_image(album: Album, rng: np.random.Generator) -> list[Turn]:
+VAGUE = 0.25
+"""Share of the solids that a caption names by color or by shape alone: what each word says is then learnt by itself."""
+
+
+def text_to_image(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     """A caption -> the picture, or the caption of its mirror image -> that."""
     return _drawn(album, rng, int(rng.integers(album.count("picture"))))
 
 
-def beside(album: Album, rng: np.random.Generator) -> list[Turn]:
+def beside(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     """The same of two solids side by side: left and right are what a model that draws by rows learns last."""
     return _drawn(album, rng, album.beside[rng.integers(len(album.beside))])
 
 
-def depth(album: Album, rng: np.random.Generator) -> list[Turn]:
+def depth(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     return _read_off(album, rng, "depth")
 
 
-def normals(album: Album, rng: np.random.Generator) -> list[Turn]:
+def normals(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     return _read_off(album, rng, "normals")
 
 
-def segmentation(album: Album, rng: np.random.Generator) -> list[Turn]:
+def segmentation(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     return _read_off(album, rng, "segmentation")
 
 
-def from_edges(album: Album, rng: np.random.Generator) -> list[Turn]:
+def from_edges(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     return _guided_by(album, rng, "edges")
 
 
-def from_depth(album: Album, rng: np.random.Generator) -> list[Turn]:
+def from_depth(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     return _guided_by(album, rng, "depth")
 
 
-def from_segmentation(album: Album, rng: np.random.Generator) -> list[Turn]:
+def from_segmentation(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     return _guided_by(album, rng, "segmentation")
 
 
-def edit(album: Album, rng: np.random.Generator) -> list[Turn]:
+def edit(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     """An instruction and a picture -> the picture after it."""
     index = int(rng.integers(album.count("picture", "edited")))
     text = TEMPLATES["edit"].format(instruction=edit_of(album.scene(index), index).instruction)
     return [Turn(text, (album.tokens("picture", index),)), _shown(album, "edited", index)]
 
 
-def answer(album: Album, rng: np.random.Generator) -> list[Turn]:
+def answer(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     """Two to four questions about a picture, one after another."""
     index, mirrored = int(rng.integers(album.count("picture"))), bool(rng.integers(2))
     turns = _dialogue(album.scene(index, mirrored), rng)
@@ -73,14 +77,14 @@ def answer(album: Album, rng: np.random.Generator) -> list[Turn]:
     return turns
 
 
-def describe(album: Album, rng: np.random.Generator) -> list[Turn]:
+def describe(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     """A picture -> everything that can be said about it."""
     index, mirrored = int(rng.integers(album.count("picture"))), bool(rng.integers(2))
     asked = Turn(TEMPLATES["describe"], (album.tokens("picture", index, mirrored),))
     return [asked, Turn(description(album.scene(index, mirrored)))]
 
 
-def text_only(album: Album, rng: np.random.Generator) -> list[Turn]:
+def text_only(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     """A description in words and two to four questions about it."""
     scene = album.scene(int(rng.integers(len(album.scenes))), bool(rng.integers(2)))
     turns = _dialogue(scene, rng)
@@ -88,10 +92,10 @@ def text_only(album: Album, rng: np.random.Generator) -> list[Turn]:
     return turns
 
 
-def _drawn(album: Album, rng: np.random.Generator, index: int) -> list[Turn]:
+def _drawn(album: Scenes, rng: np.random.Generator, index: int) -> list[Turn]:
     mirrored = bool(rng.integers(2))
-    caption = captions(album.scene(index, mirrored), rng)[0]
-    size = {"width": album.layout.width, "height": album.layout.height}
+    caption = captions(album.scene(index, mirrored), rng, vague=VAGUE)[0]
+    size = {"width": album.width, "height": album.height}
     return [Turn(TEMPLATES["text-to-image"].format(prompt=caption, **size)), _shown(album, "picture", index, mirrored)]
 
 
@@ -100,18 +104,18 @@ def _dialogue(scene: Scene, rng: np.random.Generator) -> list[Turn]:
     return [turn for question in asked for turn in (Turn(question.text), Turn(question.answer))]
 
 
-def _read_off(album: Album, rng: np.random.Generator, kind: str) -> list[Turn]:
+def _read_off(album: Scenes, rng: np.random.Generator, kind: str) -> list[Turn]:
     index = int(rng.integers(album.count("picture", kind)))
     return [Turn(TEMPLATES[kind], (album.tokens("picture", index),)), _shown(album, kind, index)]
 
 
-def _guided_by(album: Album, rng: np.random.Generator, kind: str) -> list[Turn]:
+def _guided_by(album: Scenes, rng: np.random.Generator, kind: str) -> list[Turn]:
     index = int(rng.integers(album.count("picture", kind)))
     text = TEMPLATES[f"from-{kind}"].format(prompt=captions(album.scene(index), rng)[0])
     return [Turn(text, (album.tokens(kind, index),)), _shown(album, "picture", index)]
 
 
-def _shown(album: Album, kind: str, index: int, mirrored: bool = False) -> Turn:
+def _shown(album: Scenes, kind: str, index: int, mirrored: bool = False) -> Turn:
     return Turn(IMAGE_MARK, (album.tokens(kind, index, mirrored),))
 
 

@@ -19,9 +19,16 @@ OPPOSITE = {"left": "right", "right": "left", "front": "behind", "behind": "fron
 NUMBERS = ("", "one", "two", "three", "four")
 
 
-def captions(scene: Scene, rng: np.random.Generator, count: int = 1) -> list[str]:
-    """Wordings of one scene, drawn independently; what they leave out, the picture is free to choose."""
-    return [_punctuate(_caption(scene, rng), rng) for _ in range(count)]
+def captions(scene: Scene, rng: np.random.Generator, count: int = 1, vague: float = 0.0) -> list[str]:
+    """Wordings of one scene, drawn independently; what they leave out, the picture is free to choose.
+
+    Args:
+        scene: what is described.
+        rng: chooses the words.
+        count: of wordings.
+        vague: share of the solids that are named by color or by shape alone.
+    """
+    return [_punctuate(_caption(scene, rng, vague), rng) for _ in range(count)]
 
 
 def description(scene: Scene) -> str:
@@ -43,22 +50,22 @@ def _punctuate(caption: str, rng: np.random.Generator) -> str:
     return caption + "." if 0.06 < draw < 0.18 else caption
 
 
-def _caption(scene: Scene, rng: np.random.Generator) -> str:
+def _caption(scene: Scene, rng: np.random.Generator, vague: float) -> str:
     solids = list(scene.solids)
     if len(solids) == 1:
-        return _single(scene, solids[0], rng)
+        return _single(scene, solids[0], rng, vague)
     if len(solids) == 2:
-        return _pair(scene, solids, rng)
+        return _pair(scene, solids, rng, vague)
     order = rng.permutation(len(solids))
-    names = [_name(solids[i], rng) for i in order]
+    names = [_name(solids[i], rng, vague) for i in order]
     body = f"{', '.join(names[:-1])} and {names[-1]}"
     if rng.random() < 0.3:
         body = f"{NUMBERS[len(solids)]} solids: {body}"
     return body + _place(scene, rng)
 
 
-def _single(scene: Scene, solid: Solid, rng: np.random.Generator) -> str:
-    name, draw = _name(solid, rng), rng.random()
+def _single(scene: Scene, solid: Solid, rng: np.random.Generator, vague: float) -> str:
+    name, draw = _name(solid, rng, vague), rng.random()
     if draw < 0.82:
         return name + _place(scene, rng)
     if draw < 0.88:
@@ -68,18 +75,19 @@ def _single(scene: Scene, solid: Solid, rng: np.random.Generator) -> str:
     return f"{name}{_place(scene, rng, always=True)}, {_light(scene)}"
 
 
-def _pair(scene: Scene, solids: list[Solid], rng: np.random.Generator) -> str:
+def _pair(scene: Scene, solids: list[Solid], rng: np.random.Generator, vague: float) -> str:
     first, second = solids if rng.random() < 0.5 else solids[::-1]
-    where = relation(first, second)
-    if where is None or rng.random() < 0.22:
-        return f"{_name(first, rng)} and {_name(second, rng)}{_place(scene, rng)}"
-    phrase = PHRASES[where][rng.integers(len(PHRASES[where]))]
-    return f"{_name(first, rng)} {phrase} {_name(second, rng)}{_place(scene, rng)}"
+    where, between = relation(first, second), "and"
+    if where is not None and rng.random() >= 0.22:
+        between = PHRASES[where][rng.integers(len(PHRASES[where]))]
+    return f"{_name(first, rng, vague)} {between} {_name(second, rng, vague)}{_place(scene, rng)}"
 
 
-def _name(solid: Solid, rng: np.random.Generator) -> str:
+def _name(solid: Solid, rng: np.random.Generator, vague: float) -> str:
     """The solid with its color, and now and then its size and finish."""
     words = [solid.color, solid.shape]
+    if vague and rng.random() < vague:
+        words = [solid.shape] if rng.random() < 0.5 else [solid.color, "solid"]
     if rng.random() < 0.3:
         words.insert(0, solid.finish)
     if rng.random() < 0.5:

@@ -11,6 +11,7 @@ from mgpt_edge.runtime.errors import InvalidRequest
 VERBS = {
     "report": "everything in one folder: a page to publish, a Markdown table, JSON",
     "compare": "two stored reports: ratios, and whether the second is worse than both scatter",
+    "publish": "a stored report into docs/benchmarks.md and the README's tables",
     "calibrate": "what guessing ahead costs here, kept for the adaptive window",
     "latency": "loading, the first row, a code, a picture, memory; with guesses ahead; four at a time",
     "speculation": "passes and time with guesses ahead, beside published ways",

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mgpt_edge.cli.options import AsJson
+from mgpt_edge.cli.options import AsJson, RecordCount, VQFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mgpt_edge.runtime.bundle import Bundle
+    from mgpt_edge.runtime.engines.base import Engine
     from mgpt_edge.runtime.manifest import Manifest
 
 
 def export(
     checkpoint: Annotated[str, typer.Argument(help="Folder of a checkpoint, or a Hugging Face repository id.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle to make.")],
-    vq: Annotated[
-        Path | None, typer.Option(help="Folder of the VQ files, where they are not beside config.json.")
-    ] = None,
+    vq: VQFolder = None,
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or int4.")] = "int8",
     engine: Annotated[
         str | None,
@@ -89,19 +89,59 @@ def inspect(path: Annotated[Path, typer.Argument(help="Bundle or checkpoint.")],
         _print_tree(facts)
 
 
-def verify(path: Annotated[Path, typer.Argument(help="Bundle.")], as_json: AsJson = False) -> None:
-    """Check a bundle's hashes, and that it computes its golden logits here."""
+def verify(
+    path: Annotated[Path, typer.Argument(help="Bundle.")],
+    against: Annotated[str | None, typer.Option(help="Its checkpoint: how far is it from that in float32?")] = None,
+    data: Annotated[Path | None, typer.Option(help="For --against: records, as for mgpt finetune.")] = None,
+    records: RecordCount = 16,
+    vq: VQFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a bundle's hashes, that it computes its golden logits here, and how well it follows its checkpoint."""
     from mgpt_edge.runtime.bundle import Bundle
+    from mgpt_edge.runtime.errors import InvalidRequest
     from mgpt_edge.runtime.golden import recompute
     from mgpt_edge.runtime.model import Model
 
+    if (against is None) != (data is None):
+        msg = "a comparison takes both: --against CHECKPOINT --data RECORDS"
+        raise InvalidRequest(msg)
     bundle = Bundle.peek(path)
     bundle.verify()
-    error = recompute(bundle, Model(bundle).engine)
+    engine = Model(bundle).engine
+    facts = {"bundle": str(path), "files": len(bundle.manifest.files), "golden_error": recompute(bundle, engine)}
+    found = {} if against is None or data is None else _compare(bundle, engine, against, vq, data, records, as_json)
     if as_json:
-        print(json.dumps({"bundle": str(path), "files": len(bundle.manifest.files), "golden_error": error}))
-    else:
-        print(f"{path}: {len(bundle.manifest.files)} files as they were written; golden logits within {error:.1e}")
+        print(json.dumps(facts | found))
+        return
+    error = f"golden logits within {facts['golden_error']:.1e}"
+    print(f"{path}: {facts['files']} files as they were written; {error}")
+    for head, figures in found.items():
+        print(
+            f"{head:5} {figures['positions']:7} positions, divergence {figures['divergence']:.4f} nats, "
+            f"the likeliest token is the same in {figures['same']:.1%}"
+        )
+
+
+def _compare(
+    bundle: Bundle, engine: Engine, against: str, vq: Path | None, data: Path, records: int, quiet: bool
+) -> dict[str, dict[str, float]]:
+    from dataclasses import asdict
+
+    need_torch()
+    from mgpt_edge.cli.conversations import layers_done, read_conversations
+    from mgpt_edge.export.agreement import agreement
+    from mgpt_edge.export.checkpoint import Checkpoint
+    from mgpt_edge.runtime.errors import InvalidRequest
+
+    checkpoint = Checkpoint.open(against, vq)
+    if bundle.manifest.created.get("checkpoint") != checkpoint.fingerprint():
+        msg = f"{bundle.folder} was made from another checkpoint than {against}, or that has changed since"
+        raise InvalidRequest(msg)
+    samples = read_conversations(checkpoint, data, records)
+    conversations = [(sample.tokens, sample.learnt) for sample in samples]
+    found = agreement(checkpoint, engine, conversations, layers_done(quiet=quiet))
+    return {head: asdict(figures) for head, figures in found.items()}
 
 
 def estimate(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mgpt_edge.cli.options import AsJson
+from mgpt_edge.cli.options import AsJson, Records, VQFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,11 +29,9 @@ LINE_EVERY_S = 30.0
 def sft(
     ctx: typer.Context,
     model: Annotated[str, typer.Option(help="Folder of a checkpoint, or a Hugging Face repository id.")],
-    data: Annotated[Path, typer.Option(help="Records: a JSON list, or a record on each line.")],
+    data: Records,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new checkpoint.")],
-    vq: Annotated[
-        Path | None, typer.Option(help="Folder of the VQ files, where they are not beside config.json.")
-    ] = None,
+    vq: VQFolder = None,
     target_size: Annotated[
         list[int] | None, typer.Option(help="Side in pixels; fp-sft takes several and trains them in turn.")
     ] = None,

@@ -16,6 +16,9 @@ MaxTokens = Annotated[int | None, typer.Option(help="Longest answer; a picture c
 Count = Annotated[int | None, typer.Option(help="Pictures, drawn with seed, seed + 1, …")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="PNG file; out-0.png, … with --count.")]
 Bundle = Annotated[Path | None, typer.Option("--model", help="Bundle; the small model of the package unless given.")]
+VQFolder = Annotated[Path | None, typer.Option(help="Folder of the VQ files, where they are not beside config.json.")]
+Records = Annotated[Path, typer.Option(help="Conversations: a JSON list of records, or one on each line.")]
+RecordCount = Annotated[int, typer.Option(min=1, help="How many records, drawn from all of them.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 OUTPUT = Path("out.png")

@@ -33,6 +33,7 @@ def made_up() -> dict[str, Any]:
         "peers": {
             "shape": "tiny",
             "context": 40,
+            "threads": 2,
             **near("native_share", 0.5),
             "sides": {
                 name: {
