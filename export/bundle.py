@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from mgpt_edge.export.golden import golden_logits
 from mgpt_edge.export.graphfile import graph_bytes, write_graph
 from mgpt_edge.export.invariance import width_invariant
 from mgpt_edge.export.lower import cpu, native, tensorrt
+from mgpt_edge.export.quantise import CALIBRATED
 from mgpt_edge.export.tokenizer import text_tokenizer
 from mgpt_edge.runtime import manifest as m
 from mgpt_edge.runtime.bundle import MANIFEST, Bundle, sha256, write_atomically
@@ -59,7 +61,8 @@ def export_bundle(
         precision: one of `ENGINES[engine]`.
         engine: one of `ENGINES`; unless given, the first that has the precision.
         target_size: side in pixels it was trained for, where the checkpoint does not say.
-        statistics: of the checkpoint's inputs; its weights are then rescaled before they are rounded.
+        statistics: of what the linears are given. `fp8` takes its scales from them; for other precisions the weights
+            are rescaled by them before they are rounded.
         progress: told after each weight.
 
     Raises:
@@ -68,15 +71,15 @@ def export_bundle(
         BundleError: `out` exists or cannot be written.
     """
     engine = engine or best_engine(precision)
-    _check_request(checkpoint, precision, engine, target_size)
+    _check_request(checkpoint, precision, engine, target_size, statistics)
     target_size = target_size or checkpoint.defaults.target_size
-    if statistics is not None:
+    if statistics is not None and precision not in CALIBRATED:
         progress("rescaling", 0, 1)
-        checkpoint = equalise(checkpoint, statistics, precision, engine)
+        checkpoint, statistics = equalise(checkpoint, statistics, precision, engine), None
     with _temporary(out) as folder:
         graphs = _vq_graphs(checkpoint)
         if engine != "native":
-            graphs = _decoder_graphs(checkpoint, precision, engine, target_size) | graphs
+            graphs = _decoder_graphs(checkpoint, precision, engine, target_size, statistics) | graphs
         parts = {name: write_graph(graph, folder, name) for name, graph in graphs.items()}
         total, done = sum(map(graph_bytes, graphs.values())), 0
         if engine == "native":
@@ -88,7 +91,7 @@ def export_bundle(
                 progress(name, done, total)
         (folder / "tokenizer.json").write_text(text_tokenizer(checkpoint.tokenizer_json), encoding="utf-8")
         progress("golden logits", total, total)
-        golden = golden_logits(checkpoint, precision, engine)
+        golden = golden_logits(checkpoint, precision, engine, statistics)
         (folder / GOLDEN).write_text(json.dumps(golden.to_json()), encoding="utf-8")
         manifest = describe(
             checkpoint,
@@ -102,12 +105,20 @@ def export_bundle(
     return Bundle.peek(out)
 
 
-def _check_request(checkpoint: Checkpoint, precision: str, engine: str, target_size: int | None) -> None:
+def _check_request(
+    checkpoint: Checkpoint, precision: str, engine: str, target_size: int | None, statistics: Statistics | None
+) -> None:
     if engine not in ENGINES:
         msg = f"unknown engine {engine!r}; this version exports for: {', '.join(ENGINES)}"
         raise InvalidRequest(msg)
     if precision not in ENGINES[engine]:
         msg = f"unknown precision {precision!r}; engine {engine} has: {', '.join(ENGINES[engine])}"
+        raise InvalidRequest(msg)
+    if precision in CALIBRATED and statistics is None:
+        msg = (
+            f"{precision} fixes the scales of activations, so it needs statistics: mgpt calibrate {checkpoint.source} "
+            "--data RECORDS -o FILE, then --statistics FILE; int8 needs none"
+        )
         raise InvalidRequest(msg)
     if target_size is None and checkpoint.defaults.target_size is None:
         msg = "nothing says which picture size this checkpoint was trained for; give --target-size, such as 768"
@@ -137,12 +148,17 @@ def _temporary(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _decoder_graphs(checkpoint: Checkpoint, precision: str, engine: str, target_size: int) -> dict[str, ir.Model]:
+def _decoder_graphs(
+    checkpoint: Checkpoint, precision: str, engine: str, target_size: int, statistics: Statistics | None
+) -> dict[str, ir.Model]:
     config, vocabulary = checkpoint.config, checkpoint.vocabulary
     traced = trace.trace_decoder(config, checkpoint.norm_groups)
     if engine == "rtx":
-        lower_head, capacity = tensorrt.lower_head, row_capacity(checkpoint, target_size)
-        decoder = tensorrt.lower_decoder(traced, checkpoint.array, precision, capacity)
+        largest = statistics and statistics.largest_of
+        decoder = tensorrt.lower_decoder(
+            traced, checkpoint.array, precision, row_capacity(checkpoint, target_size), largest
+        )
+        lower_head = partial(tensorrt.lower_head, largest=statistics and (lambda _: largest("lm_head.weight")))
     else:
         lower_head = cpu.lower_head
         decoder = cpu.lower_decoder(traced, checkpoint.array, precision)

@@ -7,8 +7,8 @@ from mgpt_edge.export.lower.linears import PRECISIONS
 
 ENGINES: dict[str, tuple[str, ...]] = {
     "native": ("int8", "int4"),
-    "cpu": tuple(PRECISIONS),
-    "rtx": tuple(tensorrt.EMIT),
+    "cpu": PRECISIONS,
+    "rtx": tensorrt.PRECISIONS,
 }
 """Engine -> the precisions it has, the best engine first."""
 

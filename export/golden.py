@@ -18,21 +18,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mgpt_edge.export.checkpoint import Checkpoint
+    from mgpt_edge.export.statistics import Statistics
 
 TOKENS = 48
 SAMPLED_CODES = 64
 
 
 @torch.inference_mode()
-def golden_logits(checkpoint: Checkpoint, precision: str, engine: str) -> Golden:
+def golden_logits(checkpoint: Checkpoint, precision: str, engine: str, statistics: Statistics | None = None) -> Golden:
     """Logits of a random picture's beginning, by the plain PyTorch decoder with its linears quantised."""
     vocabulary = checkpoint.vocabulary
     low, high = vocabulary.code_range
     rng = np.random.default_rng(0)
     tokens = [vocabulary.bos, vocabulary.begin_image, *rng.integers(low, high, TOKENS - 2).tolist()]
     ids = np.sort(rng.choice(vocabulary.codes, min(SAMPLED_CODES, vocabulary.codes), replace=False))
-    x = hidden_states(checkpoint, [tokens], precision, engine)[-1:]
-    head = quantised_linear(checkpoint.tensor("lm_head.weight")[low:high], precision, engine)
+    x = hidden_states(checkpoint, [tokens], precision, engine, statistics)[-1:]
+    largest = statistics and statistics.largest_of("lm_head.weight")
+    head = quantised_linear(checkpoint.tensor("lm_head.weight")[low:high], precision, engine, largest)
     return Golden(tokens=tokens, ids=ids.tolist(), logits=head(x)[0, ids].tolist())
 
 
@@ -42,6 +44,7 @@ def hidden_states(
     sequences: Sequence[Sequence[int]],
     precision: str = "fp32",
     engine: str = "cpu",
+    statistics: Statistics | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Tensor:
     """Normalised hidden states of whole sequences, end to end, float32 [tokens, hidden].
@@ -53,14 +56,16 @@ def hidden_states(
     parts = checkpoint.tensor("model.embed_tokens.weight")[tokens].float().split(list(map(len, sequences)))
     for layer in range(config.num_layers):
         progress(layer, config.num_layers)
-        block = load_block(checkpoint, layer, precision, engine)
+        block = load_block(checkpoint, layer, precision, engine, statistics)
         parts = [block(x[None], causal_attention(config, len(x), x.device))[0] for x in parts]
     progress(config.num_layers, config.num_layers)
     norm = checkpoint.tensor("model.norm.weight").float()
     return nn.functional.rms_norm(torch.cat(parts), norm.shape, norm, config.norm_eps)
 
 
-def load_block(checkpoint: Checkpoint, layer: int, precision: str, engine: str) -> Block:
+def load_block(
+    checkpoint: Checkpoint, layer: int, precision: str, engine: str, statistics: Statistics | None = None
+) -> Block:
     """One layer of the checkpoint in float32, its linears as `engine` has them in `precision`."""
     prefix = f"model.layers.{layer}."
     groups = checkpoint.norm_groups
@@ -68,8 +73,9 @@ def load_block(checkpoint: Checkpoint, layer: int, precision: str, engine: str) 
         block = Block(checkpoint.config, layer, groups).eval()
     for name, module in list(block.named_modules()):
         if isinstance(module, nn.Linear):
-            weight = checkpoint.tensor(f"{prefix}{name}.weight")
-            block.set_submodule(name, quantised_linear(weight, precision, engine))
+            key = f"{prefix}{name}.weight"
+            largest = statistics and statistics.largest_of(key)
+            block.set_submodule(name, quantised_linear(checkpoint.tensor(key), precision, engine, largest))
         else:
             for key in dict(module.named_parameters(recurse=False)):
                 value = checkpoint.tensor(f"{prefix}{name}.{key}").float()

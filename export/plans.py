@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mgpt_edge.export import compiler
 from mgpt_edge.runtime import memory
 from mgpt_edge.runtime.bundle import MANIFEST, Bundle, sha256, write_atomically
-from mgpt_edge.runtime.errors import BundleError, OutOfMemory
+from mgpt_edge.runtime.errors import BundleError, InvalidRequest, OutOfMemory
 from mgpt_edge.runtime.manifest import FileEntry, Plan
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 GRAPHS = ("decoder", "head_image", "head_text")
 FIXED_BYTES = 900 << 20  # TensorRT itself, measured with the smallest model
 BYTES_PER_GRAPH_BYTE = 3
+LEAST_SM = {"fp8": 89}
+"""The first GPUs that multiply in a precision."""
 
 
 def forecast_bytes(bundle: Bundle) -> int:
@@ -48,13 +50,14 @@ def build_plans(bundle: Bundle, sms: Sequence[int], progress: Progress = lambda 
         progress: told of each step.
 
     Raises:
-        InvalidRequest: TensorRT for RTX has no such compute capability.
+        InvalidRequest: TensorRT for RTX has no such compute capability, or the bundle's precision is not for it.
         IncompatibleEngine: it is not installed, or compiles something else than what was asked for.
         BundleError: no graphs for TensorRT, a damaged one, or a folder that can't be written.
         OutOfMemory: compiling takes more than is free.
     """
     need, version = forecast_bytes(bundle), compiler.version()
     sms = compiler.check_sms(sms)
+    _check_precision(bundle, sms)
     for graph in GRAPHS:
         name = f"rtx.{graph}.sm{'-'.join(map(str, sms))}.plan"
         plan = Plan(graph=graph, sms=sms, tensorrt=version, key=_key(bundle, graph, sms, version))
@@ -70,6 +73,17 @@ def build_plans(bundle: Bundle, sms: Sequence[int], progress: Progress = lambda 
             raise OutOfMemory(msg)
         bundle = _build(bundle, name, plan, progress)
     return bundle
+
+
+def _check_precision(bundle: Bundle, sms: Sequence[int]) -> None:
+    precision = bundle.manifest.precision
+    older = [sm for sm in sms if sm < LEAST_SM.get(precision, 0)]
+    if older:
+        msg = (
+            f"{bundle.folder} is in {precision}, which GPUs multiply from SM {LEAST_SM[precision]} on, not SM "
+            f"{', '.join(map(str, older))}; for those export with --precision int8 or int4"
+        )
+        raise InvalidRequest(msg)
 
 
 def _build(bundle: Bundle, name: str, plan: Plan, progress: Progress) -> Bundle:

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     """(layers done, layers in all)"""
 
 INPUTS = {
-    "attention": "self_attn.q_proj",
-    "mixed": "self_attn.o_proj",
-    "mlp": "mlp.gate_proj",
-    "gated": "mlp.down_proj",
+    "attention": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mixed": ("self_attn.o_proj",),
+    "mlp": ("mlp.gate_proj", "mlp.up_proj"),
+    "gated": ("mlp.down_proj",),
 }
-"""What is read by linears -> one of those in a block that read it. Beside them there is the head's `head`."""
+"""What is read by a block's linears -> those that read it. Beside them there is the head's `head`."""
 HIDDEN = "hidden"
 
 
@@ -68,6 +68,14 @@ class Statistics:
             msg = f"{path} was measured on another checkpoint; measure this one: mgpt calibrate {checkpoint.source}"
             raise InvalidRequest(msg)
         return _statistics(tensors, facts)
+
+    def largest_of(self, weight: str) -> float:
+        """Magnitude of what the linear with this weight was given."""
+        if weight == "lm_head.weight":
+            return float(self.largest["head"].max())
+        _, _, layer, module = weight.removesuffix(".weight").split(".", 3)
+        name = next(name for name, modules in INPUTS.items() if module in modules)
+        return float(self.largest[f"{layer}.{name}"].max())
 
 
 def collect(
@@ -139,7 +147,7 @@ def _through(block: nn.Module, config: DecoderConfig, parts: Sequence[Tensor]) -
     """What a block makes of sequences [length, hidden], end to end, and what its linears were given."""
     inputs = {name: _Input() for name in INPUTS}
     with ExitStack() as hooks:
-        for name, module in INPUTS.items():
+        for name, (module, *_) in INPUTS.items():
             see = inputs[name].see
             handle = block.get_submodule(module).register_forward_pre_hook(lambda _, x, see=see: see(x[0]))
             hooks.callback(handle.remove)

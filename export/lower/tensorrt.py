@@ -18,7 +18,7 @@ from onnx_ir.tape import Tape
 from mgpt_edge.export.lower.embedding import lower_embedding
 from mgpt_edge.export.lower.linears import last, lower_linears
 from mgpt_edge.export.lower.weights import Weights, finish, named
-from mgpt_edge.export.quantise import weight_only
+from mgpt_edge.export.quantise import fp8, weight_only
 from mgpt_edge.runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mgpt_edge.export.lower.linears import Weight
+    from mgpt_edge.export.lower.linears import Emit, Weight
+
+    Largest = Callable[[str], float]
+    """Weight's name -> the largest magnitude of what its linear is given; precisions with fixed scales need it."""
 
 DOMAIN = "trt"
 ATTENTION = "TRT_Attention"
@@ -37,7 +40,11 @@ LARGEST_HALF = 65520.0  # from here on float16 rounds to infinity
 
 
 def lower_decoder(
-    model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str, capacity: int
+    model: ir.Model,
+    read: Callable[[str], NDArray[np.generic]],
+    precision: str,
+    capacity: int,
+    largest: Largest | None = None,
 ) -> ir.Model:
     """The traced decoder, in place, for rows whose caches lie in one array a layer.
 
@@ -55,19 +62,21 @@ def lower_decoder(
     for node in list(graph):
         if node.op_type == "CachedAttention":
             _lower_attention(graph, node, places, weights, capacity)
-    lower_linears(graph, weights, EMIT[precision])
+    lower_linears(graph, weights, _emit(precision, largest))
     lower_embedding(graph, weights)
     function = _attention()
     model.functions[function.identifier()] = function
     return _finish(model, weights)
 
 
-def lower_head(model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str) -> ir.Model:
+def lower_head(
+    model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str, largest: Largest | None = None
+) -> ir.Model:
     """A traced head; `read("weight")` gives its rows of the vocabulary."""
     graph, weights = model.graph, Weights(model.graph, read)
     traced = graph.outputs[0]
     kind, shape = traced.type, traced.shape
-    lower_linears(graph, weights, EMIT[precision])
+    lower_linears(graph, weights, _emit(precision, largest))
     graph.outputs[0].type, graph.outputs[0].shape = kind, shape  # TensorRT infers no output's type
     return _finish(model, weights)
 
@@ -131,7 +140,7 @@ def _emit_fp16(
     tape: Tape, weights: Weights, name: str, weight: Weight, shape: tuple[int, int], x: ir.Value
 ) -> ir.Value:
     transposed = weights.add(f"{name}.T", HALF, shape[::-1], lambda: _half(name, weight().T))
-    return _product(tape, name, x, transposed)
+    return _product(tape, name, tape.op("Cast", [x], {"to": HALF}), transposed)
 
 
 def _emit_packed(
@@ -155,22 +164,51 @@ def _emit_packed(
     else:
         scale_shape, blocks = (shape[1] // weight_only.BLOCK, shape[0]), {"axis": 0, "block_size": weight_only.BLOCK}
     scales = weights.add(f"{name}.scale", HALF, scale_shape, lambda: last(packed)[1].reshape(scale_shape))
-    return _product(tape, name, x, tape.op("DequantizeLinear", [values, scales], blocks))
+    unpacked = tape.op("DequantizeLinear", [values, scales], blocks)
+    return _product(tape, name, tape.op("Cast", [x], {"to": HALF}), unpacked)
+
+
+def _emit_fp8(
+    tape: Tape,
+    weights: Weights,
+    name: str,
+    weight: Weight,
+    shape: tuple[int, int],
+    x: ir.Value,
+    *,
+    largest: Largest,
+) -> ir.Value:
+    """Both sides of the product through 8 bits: TensorRT multiplies those."""
+    packed = lru_cache(maxsize=1)(lambda: fp8.pack(_finite(name, weight())))
+    values = weights.add(f"{name}.fp8", FP8, shape[::-1], lambda: packed()[0])
+    scales = weights.add(f"{name}.scale", HALF, shape[:1], lambda: last(packed)[1])
+    scale = weights.constant(fp8.activation_scale(largest(name.partition("+")[0])))
+    kept = tape.op("QuantizeLinear", [tape.op("Cast", [x], {"to": HALF}), scale], {"output_dtype": FP8.value})
+    return _product(
+        tape,
+        name,
+        tape.op("DequantizeLinear", [kept, scale]),
+        tape.op("DequantizeLinear", [values, scales], {"axis": 1}),
+    )
 
 
 def _product(tape: Tape, name: str, x: ir.Value, weight: ir.Value) -> ir.Value:
-    y = tape.op("MatMul", [tape.op("Cast", [x], {"to": HALF}), weight])
+    """Product of float16, given as such."""
+    y = tape.op("MatMul", [x, weight])
     y = tape.op("Cast", [y], {"to": ir.DataType.FLOAT})
     _name(tape, name)
     return y
 
 
 STORED = {8: ir.DataType.INT8, 4: ir.DataType.INT4}
-EMIT = {
-    "fp16": _emit_fp16,
-    "int8": partial(_emit_packed, precision="int8"),
-    "int4": partial(_emit_packed, precision="int4"),
-}
+FP8 = ir.DataType.FLOAT8E4M3FN
+PRECISIONS = ("fp16", "int8", "int4", "fp8")
+
+
+def _emit(precision: str, largest: Largest | None) -> Emit:
+    if precision == "fp8":
+        return partial(_emit_fp8, largest=largest)
+    return _emit_fp16 if precision == "fp16" else partial(_emit_packed, precision=precision)
 
 
 def _name(tape: Tape, prefix: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from mgpt_edge.export.quantise.fp8 import Fp8Linear
 from mgpt_edge.export.quantise.int4 import Int4Linear
 from mgpt_edge.export.quantise.int8 import Int8Linear
 from mgpt_edge.export.quantise.weight_only import WeightOnlyLinear
@@ -28,8 +29,21 @@ SCHEMES = {
 """What each engine makes of a linear layer, by precision; of any other its floats are kept."""
 
 
-def quantised_linear(weight: Tensor, precision: str, engine: str) -> nn.Module:
-    """A linear layer that computes what `engine` computes in `precision`; weight [out, in]."""
+CALIBRATED = frozenset(("fp8",))
+"""Precisions whose activations have scales that are fixed at export: they need statistics."""
+
+
+def quantised_linear(weight: Tensor, precision: str, engine: str, largest: float | None = None) -> nn.Module:
+    """A linear layer that computes what `engine` computes in `precision`.
+
+    Args:
+        weight: [out, in].
+        precision: of the engine's.
+        engine: of `SCHEMES`.
+        largest: magnitude of what the layer is given; precisions of `CALIBRATED` need it.
+    """
+    if precision == "fp8":
+        return Fp8Linear(weight, largest)
     if precision in SCHEMES[engine]:
         return SCHEMES[engine][precision](weight)
     linear = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
@@ -39,4 +53,5 @@ def quantised_linear(weight: Tensor, precision: str, engine: str) -> nn.Module:
 
 def rounded(weight: Tensor, precision: str, engine: str) -> Tensor:
     """The weight [out, in] that is left of one in `precision`."""
-    return SCHEMES[engine][precision](weight).rounded if precision in SCHEMES[engine] else weight
+    linear = quantised_linear(weight, precision, engine, largest=1.0)
+    return linear.weight if isinstance(linear, nn.Linear) else linear.rounded

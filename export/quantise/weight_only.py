@@ -37,14 +37,17 @@ def pack(weight: NDArray[np.float32], bits: int) -> tuple[NDArray[np.int8], NDAr
     for start in range(0, out, 1024):  # in pieces, to keep the float temporaries small
         rows = slice(start, start + 1024)
         part = weight[rows].reshape(-1, blocks, width // blocks)
-        exact = np.maximum(part.max(-1) / highest, part.min(-1) / lowest)
-        scale = exact.astype(np.float16)
-        scale = np.where(scale < exact, np.nextafter(scale, np.float16(np.inf)), scale)  # nothing is cut off
-        scale = np.maximum(scale, SMALLEST_SCALE)
+        scale = half_scale(np.maximum(part.max(-1) / highest, part.min(-1) / lowest))
         quantised = np.clip(np.rint(part / scale[..., None].astype(np.float32)), lowest, highest)
         values[:, rows] = quantised.reshape(len(scale), width).T
         scales[:, rows] = scale.T
     return values, scales
+
+
+def half_scale(exact: NDArray[np.float32]) -> NDArray[np.float16]:
+    """The next float16 that is no smaller, so that nothing is cut off, and never 0."""
+    scale = exact.astype(np.float16)
+    return np.maximum(np.where(scale < exact, np.nextafter(scale, np.float16(np.inf)), scale), SMALLEST_SCALE)
 
 
 def unpack(values: NDArray[np.int8], scales: NDArray[np.float16]) -> NDArray[np.float16]:

@@ -22,14 +22,14 @@ def export(
     checkpoint: Annotated[str, typer.Argument(help="Folder of a checkpoint, or a Hugging Face repository id.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle to make.")],
     vq: VQFolder = None,
-    precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or int4.")] = "int8",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, int8, int4 or fp8.")] = "int8",
     engine: Annotated[
         str | None,
-        typer.Option(help="native (int8, int4), cpu (all but fp16) or rtx (all but fp32); the best unless given."),
+        typer.Option(help="native (int8, int4), cpu (fp32, int8, int4) or rtx (all but fp32); the best unless given."),
     ] = None,
     target_size: Annotated[int | None, typer.Option(help="Side in pixels that the checkpoint was trained for.")] = None,
     statistics: Annotated[
-        Path | None, typer.Option(help="What mgpt calibrate wrote: int4 weights are then rounded by what they meet.")
+        Path | None, typer.Option(help="What mgpt calibrate wrote: weights are then rounded by what they meet.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -12,6 +12,7 @@ from mgpt_edge.cli.build import build
 from mgpt_edge.export import compiler, plans
 from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
+from mgpt_edge.export.statistics import collect
 from mgpt_edge.runtime.bundle import Bundle, default_bundle
 from mgpt_edge.runtime.errors import BundleError, IncompatibleEngine, InvalidRequest, OutOfMemory
 from tests.families import write_checkpoint
@@ -60,17 +61,31 @@ def test_one_plan_a_graph_for_three_architectures(bundle, tensorrt, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("precision", ["int8", "int4", "fp8"])
 def test_weights_of_few_bits_stay_so_in_the_plan(precision, tensorrt, tmp_path):
     write_checkpoint(tmp_path / "checkpoint", WIDE | {"intermediate_size": 8192}, vq=False)
     checkpoint = Checkpoint.open(tmp_path / "checkpoint")
+    statistics = collect(checkpoint, [range(10, 60)], tmp_path / "statistics")
+    sms = [89, 120] if precision == "fp8" else [86, 89, 120]
     weights, compiled = {}, {}
     for stored in ("fp16", precision):
-        bundle = export_bundle(checkpoint, tmp_path / stored, precision=stored, engine="rtx")
+        bundle = export_bundle(checkpoint, tmp_path / stored, precision=stored, engine="rtx", statistics=statistics)
         weights[stored] = bundle.manifest.files["decoder.data"].bytes
-        built = plans.build_plans(bundle, [86, 89, 120])
-        compiled[stored] = built.manifest.files["rtx.decoder.sm86-89-120.plan"].bytes
+        built = plans.build_plans(bundle, sms)
+        (name,) = (name for name, plan in built.manifest.plans.items() if plan.graph == "decoder")
+        compiled[stored] = built.manifest.files[name].bytes
     assert compiled["fp16"] - compiled[precision] > 0.8 * (weights["fp16"] - weights[precision])
+
+
+def test_fp8_needs_statistics_and_newer_gpus(tensorrt, tmp_path):
+    write_checkpoint(tmp_path / "checkpoint", WIDE, vq=False)
+    checkpoint = Checkpoint.open(tmp_path / "checkpoint")
+    with pytest.raises(InvalidRequest, match="mgpt calibrate"):
+        export_bundle(checkpoint, tmp_path / "fp8", precision="fp8")
+    statistics = collect(checkpoint, [range(10, 60)], tmp_path / "statistics")
+    bundle = export_bundle(checkpoint, tmp_path / "fp8", precision="fp8", statistics=statistics)
+    with pytest.raises(InvalidRequest, match=r"from SM 89 on, not SM 86; for those export with --precision int8"):
+        plans.build_plans(bundle, [86, 89])
 
 
 def test_names_of_layers_are_kept(bundle, tensorrt):

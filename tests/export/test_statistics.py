@@ -41,7 +41,7 @@ def test_equals_what_transformers_linears_are_given(checkpoint, measured):
     model = chameleon(checkpoint)[0]
     seen = {}
     for layer, block in enumerate(model.layers):
-        for name, module in INPUTS.items():
+        for name, (module, *_) in INPUTS.items():
             keep = seen.setdefault(f"{layer}.{name}", [])
             block.get_submodule(module).register_forward_pre_hook(lambda _, x, keep=keep: keep.append(x[0][0]))
     with torch.inference_mode():
