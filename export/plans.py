@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 GRAPHS = ("decoder", "head_image", "head_text")
 FIXED_BYTES = 900 << 20  # TensorRT itself, measured with the smallest model
 BYTES_PER_GRAPH_BYTE = 3
-LEAST_SM = {"fp8": 89}
+LEAST_SM = {"fp8": 89, "nvfp4": 120}
 """The first GPUs that multiply in a precision."""
 
 

@@ -15,10 +15,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
+from mgpt_edge.export.lower import nvfp4
 from mgpt_edge.export.lower.embedding import lower_embedding
 from mgpt_edge.export.lower.linears import last, lower_linears
 from mgpt_edge.export.lower.weights import Weights, finish, named
 from mgpt_edge.export.quantise import fp8, weight_only
+from mgpt_edge.export.quantise.nvfp4 import pack as pack_nvfp4
 from mgpt_edge.runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def lower_decoder(
     lower_embedding(graph, weights)
     function = _attention()
     model.functions[function.identifier()] = function
-    return _finish(model, weights)
+    return _finish(model, weights, precision)
 
 
 def lower_head(
@@ -78,7 +80,7 @@ def lower_head(
     kind, shape = traced.type, traced.shape
     lower_linears(graph, weights, _emit(precision, largest))
     graph.outputs[0].type, graph.outputs[0].shape = kind, shape  # TensorRT infers no output's type
-    return _finish(model, weights)
+    return _finish(model, weights, precision)
 
 
 class _Places:
@@ -192,6 +194,21 @@ def _emit_fp8(
     )
 
 
+def _emit_nvfp4(
+    tape: Tape,
+    weights: Weights,
+    name: str,
+    weight: Weight,
+    shape: tuple[int, int],
+    x: ir.Value,
+    *,
+    largest: Largest,
+) -> ir.Value:
+    unpacked = nvfp4.unpacked_weight(tape, weights, name, lambda: pack_nvfp4(_finite(name, weight())), shape)
+    kept = nvfp4.rounded_activations(tape, weights, x, largest(name.partition("+")[0]))
+    return _product(tape, name, kept, unpacked)
+
+
 def _product(tape: Tape, name: str, x: ir.Value, weight: ir.Value) -> ir.Value:
     """Product of float16, given as such."""
     y = tape.op("MatMul", [x, weight])
@@ -202,12 +219,12 @@ def _product(tape: Tape, name: str, x: ir.Value, weight: ir.Value) -> ir.Value:
 
 STORED = {8: ir.DataType.INT8, 4: ir.DataType.INT4}
 FP8 = ir.DataType.FLOAT8E4M3FN
-PRECISIONS = ("fp16", "int8", "int4", "fp8")
+PRECISIONS = ("fp16", "int8", "int4", "fp8", "nvfp4")
 
 
 def _emit(precision: str, largest: Largest | None) -> Emit:
-    if precision == "fp8":
-        return partial(_emit_fp8, largest=largest)
+    if precision in {"fp8", "nvfp4"}:
+        return partial(_emit_fp8 if precision == "fp8" else _emit_nvfp4, largest=largest)
     return _emit_fp16 if precision == "fp16" else partial(_emit_packed, precision=precision)
 
 
@@ -229,5 +246,8 @@ def _finite(name: str, array: NDArray[np.float32]) -> NDArray[np.float32]:
     return array
 
 
-def _finish(model: ir.Model, weights: Weights) -> ir.Model:
+def _finish(model: ir.Model, weights: Weights, precision: str) -> ir.Model:
+    if precision == "nvfp4":
+        function = nvfp4.quantise_function(OPSET)
+        model.functions[function.identifier()] = function
     return finish(model, weights, {"": OPSET, DOMAIN: 1}, IR_VERSION)

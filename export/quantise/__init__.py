@@ -10,6 +10,7 @@ from torch import nn
 from mgpt_edge.export.quantise.fp8 import Fp8Linear
 from mgpt_edge.export.quantise.int4 import Int4Linear
 from mgpt_edge.export.quantise.int8 import Int8Linear
+from mgpt_edge.export.quantise.nvfp4 import Nvfp4Linear
 from mgpt_edge.export.quantise.weight_only import WeightOnlyLinear
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ SCHEMES = {
 """What each engine makes of a linear layer, by precision; of any other its floats are kept."""
 
 
-CALIBRATED = frozenset(("fp8",))
+_CALIBRATED = {"fp8": Fp8Linear, "nvfp4": Nvfp4Linear}
+CALIBRATED = frozenset(_CALIBRATED)
 """Precisions whose activations have scales that are fixed at export: they need statistics."""
 
 
@@ -42,8 +44,8 @@ def quantised_linear(weight: Tensor, precision: str, engine: str, largest: float
         engine: of `SCHEMES`.
         largest: magnitude of what the layer is given; precisions of `CALIBRATED` need it.
     """
-    if precision == "fp8":
-        return Fp8Linear(weight, largest)
+    if precision in CALIBRATED:
+        return _CALIBRATED[precision](weight, largest)
     if precision in SCHEMES[engine]:
         return SCHEMES[engine][precision](weight)
     linear = nn.Linear(*reversed(weight.shape), bias=False, device="meta")

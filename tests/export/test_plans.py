@@ -61,12 +61,12 @@ def test_one_plan_a_graph_for_three_architectures(bundle, tensorrt, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["int8", "int4", "fp8"])
+@pytest.mark.parametrize("precision", ["int8", "int4", "fp8", "nvfp4"])
 def test_weights_of_few_bits_stay_so_in_the_plan(precision, tensorrt, tmp_path):
     write_checkpoint(tmp_path / "checkpoint", WIDE | {"intermediate_size": 8192}, vq=False)
     checkpoint = Checkpoint.open(tmp_path / "checkpoint")
     statistics = collect(checkpoint, [range(10, 60)], tmp_path / "statistics")
-    sms = [89, 120] if precision == "fp8" else [86, 89, 120]
+    sms = [sm for sm in (86, 89, 120) if sm >= plans.LEAST_SM.get(precision, 0)]
     weights, compiled = {}, {}
     for stored in ("fp16", precision):
         bundle = export_bundle(checkpoint, tmp_path / stored, precision=stored, engine="rtx", statistics=statistics)
@@ -77,7 +77,7 @@ def test_weights_of_few_bits_stay_so_in_the_plan(precision, tensorrt, tmp_path):
     assert compiled["fp16"] - compiled[precision] > 0.8 * (weights["fp16"] - weights[precision])
 
 
-def test_fp8_needs_statistics_and_newer_gpus(tensorrt, tmp_path):
+def test_floats_of_few_bits_need_statistics_and_newer_gpus(tensorrt, tmp_path):
     write_checkpoint(tmp_path / "checkpoint", WIDE, vq=False)
     checkpoint = Checkpoint.open(tmp_path / "checkpoint")
     with pytest.raises(InvalidRequest, match="mgpt calibrate"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
 
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.graphfile import write_graph
@@ -92,6 +93,20 @@ def test_head_equals_pytorch(precision, width, tmp_path):
     (got,) = head(weight, precision, tmp_path).run(None, {"hidden": x})
     expected = quantised_linear(torch.from_numpy(weight), precision, "rtx", LARGEST)(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(got, expected, atol=2e-3 * np.abs(expected).max())
+
+
+def test_nvfp4_equals_pytorch_by_the_reference_evaluator(tmp_path):
+    """ONNX Runtime's CPU provider has no 4-bit floats."""
+    rng = np.random.default_rng(0)
+    weight, x = rng.standard_normal((48, 64), np.float32), rng.uniform(-LARGEST, LARGEST, (1, 5, 64)).astype(np.float32)
+    weight[5, 16:32] = x[0, 1, :16] = 0
+    graph = tensorrt.lower_head(trace_head(64, 48), lambda _: weight, "nvfp4", lambda _: LARGEST)
+    for _ in write_graph(graph, tmp_path, "head"):
+        pass
+    (got,) = ReferenceEvaluator(str(tmp_path / "head.onnx")).run(None, {"hidden": x})
+    expected = quantised_linear(torch.from_numpy(weight), "nvfp4", "rtx", LARGEST)(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(got, expected, atol=2e-3 * np.abs(expected).max())
+    assert 0.02 < np.abs(expected - x @ weight.T).max() / np.abs(expected).max() < 0.2
 
 
 @pytest.mark.parametrize(("precision", "bits"), [("int8", 8), ("fp8", 8), ("int4", 4)])
