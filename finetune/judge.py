@@ -164,14 +164,13 @@ def train_judge(
     """Trains on rendered pictures of several sizes and their mirror images, yielding each step's loss."""
     pixels = [pictures.load() for pictures in albums]
     scenes = [pictures.scene(i) for pictures in albums[:1] for i in range(max(p.count for p in albums))]
-    share = np.array([pictures.count for pictures in albums]) / sum(pictures.count for pictures in albums)
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=rate, weight_decay=1e-2)
     judge.train()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * cosine(step, steps)
-        album = rng.choice(len(albums), p=share)
+        album = rng.integers(len(albums))  # each as often: a size with few pictures is judged as strictly as the others
         picked, mirror = rng.choice(albums[album].count, batch, replace=False), rng.random(batch) < 0.5
         image = pixels[album][picked]
         image[mirror] = image[mirror, :, ::-1]

@@ -75,7 +75,7 @@ class Plan:
     dropout: float = 0.0
     sharpening: SharpenRecipe = field(default_factory=lambda: SharpenRecipe(steps=3000))
     held_back: int = 500
-    judge_steps: int = 4000
+    judge_steps: int = 6000
     eye_steps: int = 1500
 
     def __post_init__(self) -> None:
@@ -113,7 +113,7 @@ def default_plan() -> Plan:
         stages=(
             StagePlan("128", 128, (small, words), Recipe(steps=4500, rate=1.8e-3, muon=True)),
             StagePlan("128-beside", 128, (beside, words), Recipe(steps=2400, rate=1.5e-3, muon=True)),
-            StagePlan("192", 192, (_short(1.0), _long(0.3)), Recipe(steps=1700, rate=1.2e-3, muon=True)),
+            StagePlan("192", 192, (_short(1.0), _long(0.3)), Recipe(steps=1400, rate=1.2e-3, muon=True)),
             StagePlan(
                 "256", 256, (_short(0.3), _long(0.7, large), _longest(0.1)), Recipe(steps=2000, rate=8e-4, muon=True)
             ),

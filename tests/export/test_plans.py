@@ -74,7 +74,7 @@ def test_weights_of_few_bits_stay_so_in_the_plan(precision, tensorrt, tmp_path):
         built = plans.build_plans(bundle, sms)
         (name,) = (name for name, plan in built.manifest.plans.items() if plan.graph == "decoder")
         compiled[stored] = built.manifest.files[name].bytes
-    assert compiled["fp16"] - compiled[precision] > 0.8 * (weights["fp16"] - weights[precision])
+    assert compiled["fp16"] - compiled[precision] > 0.7 * (weights["fp16"] - weights[precision])
 
 
 def test_floats_of_few_bits_need_statistics_and_newer_gpus(tensorrt, tmp_path):
