@@ -113,9 +113,9 @@ def default_plan() -> Plan:
         stages=(
             StagePlan("128", 128, (small, words), Recipe(steps=4500, rate=1.8e-3, muon=True)),
             StagePlan("128-beside", 128, (beside, words), Recipe(steps=2400, rate=1.5e-3, muon=True)),
-            StagePlan("192", 192, (_short(1.0), _long(0.3)), Recipe(steps=1400, rate=1.2e-3, muon=True)),
+            StagePlan("192", 192, (_short(1.0), _long(0.2)), Recipe(steps=5000, rate=1.2e-3, muon=True)),
             StagePlan(
-                "256", 256, (_short(0.3), _long(0.7, large), _longest(0.1)), Recipe(steps=2000, rate=8e-4, muon=True)
+                "256", 256, (_short(0.3), _long(0.7, large), _longest(0.1)), Recipe(steps=3000, rate=8e-4, muon=True)
             ),
         ),
     )
@@ -135,9 +135,9 @@ def _pictures_of(size: Size) -> dict[tuple[str, Size], float]:
 
 def _short(weight: float) -> GroupPlan:
     """About 170 tokens: middle-sized pictures from text, and small ones with everything that is asked of them."""
-    drawn = {("text-to-image", SQUARE_192): 3.0, ("text-to-image", SQUARE_128): 1.5}
-    drawn |= {("text-to-image", WIDE): 1.5, ("text-to-image", HIGH): 1.5}
-    drawn |= {("beside", SQUARE_192): 1.5, ("beside", SQUARE_128): 1.0}
+    drawn = {("text-to-image", SQUARE_192): 5.0, ("text-to-image", SQUARE_128): 3.0}
+    drawn |= {("text-to-image", WIDE): 2.0, ("text-to-image", HIGH): 2.0}
+    drawn |= {("beside", SQUARE_192): 3.0, ("beside", SQUARE_128): 1.5}
     said = {("answer", SQUARE_128): 2.0, ("describe", SQUARE_128): 0.5, ("text-only", SQUARE_128): 0.3}
     return GroupPlan(drawn | said | _pictures_of(SQUARE_128), 24, weight)
 
