@@ -80,8 +80,10 @@ def _emit_int8(
 def _emit_int4(
     tape: Tape, weights: Weights, name: str, weight: Weight, shape: tuple[int, int], x: ir.Value
 ) -> ir.Value:
-    packed = lru_cache(maxsize=1)(lambda: int4.pack(weight()))
     out, width = shape
+    if not int4.fits(width):
+        return _emit_int8(tape, weights, name, weight, shape, x)
+    packed = lru_cache(maxsize=1)(lambda: int4.pack(weight()))
     blocks = width // int4.BLOCK
     values = weights.add(f"{name}.int4", ir.DataType.UINT8, (out, blocks, int4.BLOCK // 2), lambda: packed()[0])
     scales = weights.add(f"{name}.scale", ir.DataType.FLOAT, (out * blocks,), lambda: last(packed)[1].reshape(-1))

@@ -59,7 +59,7 @@ def write_decoder(checkpoint: Checkpoint, config: DecoderConfig, precision: str,
     Raises:
         InvalidRequest: sizes that the kernels can't take.
     """
-    _check_sizes(config, precision)
+    _check_sizes(config)
     groups = list(_entries(checkpoint, config, precision))
     said = {"intermediate_size": config.intermediate_size, "norm_eps": config.norm_eps}
     said = {name: repr(value) for name, value in said.items()} | {"norm_after": str(config.swin_norm).lower()}
@@ -147,6 +147,7 @@ def _packed(
     precision: str, name: str, out: int, size: int, read: Callable[[], NDArray[np.float32]]
 ) -> tuple[Entry, ...]:
     blocks = -(-out // CHANNELS)
+    precision = precision if int4.fits(size) else "int8"
     packed: list[NDArray[Any]] = []
 
     def weight() -> NDArray[Any]:
@@ -209,15 +210,11 @@ def _bfloat16(checkpoint: Checkpoint, name: str) -> NDArray[np.uint16]:
     return checkpoint.tensor(name).to(torch.bfloat16).contiguous().view(torch.uint16).numpy()
 
 
-def _check_sizes(config: DecoderConfig, precision: str) -> None:
+def _check_sizes(config: DecoderConfig) -> None:
     sizes = {"hidden_size": config.hidden_size, "head_dim": config.head_dim, "ffn": config.intermediate_size}
     bad = [f"{name} {size}" for name, size in sizes.items() if size % CHANNELS]
     if bad:
         msg = f"engine native takes sizes that are multiples of {CHANNELS}, got {', '.join(bad)}; use --engine cpu"
-        raise InvalidRequest(msg)
-    inputs = {**sizes, "head_dim": config.num_heads * config.head_dim}
-    if precision == "int4" and any(size % int4.BLOCK for size in inputs.values()):
-        msg = f"int4 packs blocks of {int4.BLOCK} inputs, and a linear layer here has no multiple; use --precision int8"
         raise InvalidRequest(msg)
 
 

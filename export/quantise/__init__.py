@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from mgpt_edge.export.quantise import int4
 from mgpt_edge.export.quantise.fp8 import Fp8Linear
 from mgpt_edge.export.quantise.int4 import Int4Linear
 from mgpt_edge.export.quantise.int8 import Int8Linear
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
     Scheme = Callable[[Tensor], nn.Module]
     """Weight [out, in] -> a module; its `rounded` is the weight that is left of it."""
 
-_CPU: dict[str, Scheme] = {"int8": Int8Linear, "int4": Int4Linear}
+
+def _int4(weight: Tensor) -> nn.Module:
+    return Int4Linear(weight) if int4.fits(weight.shape[1]) else Int8Linear(weight)
+
+
+_CPU: dict[str, Scheme] = {"int8": Int8Linear, "int4": _int4}
 SCHEMES = {
     "native": _CPU,
     "cpu": _CPU,

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 BLOCK = 32
 
 
+def fits(width: int) -> bool:
+    """Whether blocks divide a linear's inputs; of others the weights keep 8 bits."""
+    return width % BLOCK == 0
+
+
 def pack(weight: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Weight [out, in] -> pairs of 4-bit values uint8 [out, in / BLOCK, BLOCK / 2], low half first, and scales.
 
@@ -26,7 +31,7 @@ def pack(weight: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.flo
         CheckpointError: `in` is no multiple of BLOCK.
     """
     out, width = weight.shape
-    if width % BLOCK:
+    if not fits(width):
         msg = f"int4 packs blocks of {BLOCK} inputs, and a linear layer here has {width}; export with --precision int8"
         raise CheckpointError(msg)
     packed = np.empty((out, width // BLOCK, BLOCK // 2), np.uint8)

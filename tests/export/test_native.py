@@ -13,16 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.golden import load_block
 from mgpt_edge.export.lower import native
 from mgpt_edge.export.model import causal_attention
 from mgpt_edge.export.quantise import int4, quantised_linear
 from mgpt_edge.runtime._native import decoder_kernels
+from mgpt_edge.runtime.engines import load_engine
 from mgpt_edge.runtime.engines.base import Fed
 from mgpt_edge.runtime.engines.native import FILE, NativeEngine, load_decoder
 from mgpt_edge.runtime.errors import BundleError, InvalidRequest
+from mgpt_edge.runtime.golden import recompute
 from mgpt_edge.runtime.tensors import map_tensors
+from tests.families import write_checkpoint
 
 LENGTHS = (40, 31)
 
@@ -214,13 +218,10 @@ def test_packed_halves_are_where_the_kernels_look():
         assert np.array_equal((halves * scales[:, None]).reshape(-1), row)
 
 
-@pytest.mark.parametrize(
-    ("size", "precision", "said"), [(100, "int8", "ffn 100; use --engine cpu"), (48, "int4", "blocks of 32 inputs")]
-)
-def test_sizes_that_do_not_fit_the_kernels_are_refused(checkpoints, tmp_path, size, precision, said):
+def test_sizes_that_do_not_fit_the_kernels_are_refused(checkpoints, tmp_path):
     checkpoint = Checkpoint.open(checkpoints["7b"])
-    with pytest.raises(InvalidRequest, match=said):
-        list(native.write_decoder(checkpoint, replace(checkpoint.config, intermediate_size=size), precision, tmp_path))
+    with pytest.raises(InvalidRequest, match="ffn 100; use --engine cpu"):
+        list(native.write_decoder(checkpoint, replace(checkpoint.config, intermediate_size=100), "int8", tmp_path))
 
 
 @pytest.mark.parametrize("damage", ["short", "header", "shape", "missing"])
@@ -243,3 +244,11 @@ def test_a_damaged_file_is_an_error(bundle, tmp_path, damage):
     path.write_bytes(data)
     with pytest.raises(BundleError, match="export the checkpoint again"):
         load_decoder(path, bundle.manifest.dimensions, bundle.manifest.vocabulary.size, 1)
+
+
+@pytest.mark.parametrize("engine", ["native", "cpu"])
+def test_int4_keeps_8_bits_where_blocks_do_not_divide(engine, tmp_path):
+    write_checkpoint(tmp_path / "checkpoint", {"intermediate_size": 80}, vq=False)
+    checkpoint = Checkpoint.open(tmp_path / "checkpoint")
+    bundle = export_bundle(checkpoint, tmp_path / "bundle", precision="int4", engine=engine, target_size=128)
+    assert recompute(bundle, load_engine(bundle, 1)) < 0.05
