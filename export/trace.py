@@ -8,6 +8,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -114,6 +115,8 @@ def _trace(
             input_names=inputs,
             output_names=outputs,
         )
+    # The exporter notes where each operator stood in the source: paths of this machine, and most of a graph's bytes.
+    ClearMetadataAndDocStringPass()(program.model)
     return program.model
 
 

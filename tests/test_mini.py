@@ -33,6 +33,13 @@ def test_it_is_small_enough_to_ship():
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 32 << 20
 
 
+def test_its_graphs_name_no_files_of_the_machine_that_exported_them():
+    graphs = list((FOLDER / "bundle").glob("*.onnx"))
+    assert graphs
+    for path in graphs:
+        assert b".py" not in path.read_bytes()
+
+
 def coloured(image) -> dict[str, int]:
     """Pixels of strong colour near each hue."""
     hue, saturation, value = (np.asarray(channel, dtype=float) for channel in image.convert("HSV").split())
