@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,7 +51,7 @@ def write_examples(folder: Path, count: int, side: int, split: str = "validation
         split: of the world's scenes.
     """
     book, lines = Sketchbook(split, side, folder), []
-    for number, task in zip(range(count), list(TASKS.values()) * count, strict=False):
+    for number, task in zip(range(count), cycle(TASKS.values()), strict=False):
         book.pixels.clear()
         turns = task(book, np.random.default_rng(number))
         names = [f"pictures/{number:05d}-{place}.png" for place in range(len(book.pixels))]
