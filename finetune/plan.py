@@ -113,7 +113,7 @@ def default_plan() -> Plan:
         stages=(
             StagePlan("128", 128, (small, words), Recipe(steps=4500, rate=1.8e-3, muon=True)),
             StagePlan("128-beside", 128, (beside, words), Recipe(steps=2400, rate=1.5e-3, muon=True)),
-            StagePlan("192", 192, (_short(1.0), _long(0.2)), Recipe(steps=5000, rate=1.2e-3, muon=True)),
+            StagePlan("192", 192, (_short(1.0), _long(0.2)), Recipe(steps=4000, rate=1.2e-3, muon=True)),
             StagePlan(
                 "256", 256, (_short(0.3), _long(0.7, large), _longest(0.1)), Recipe(steps=3000, rate=8e-4, muon=True)
             ),

@@ -1,4 +1,4 @@
-"""Lowering for ONNX Runtime on the CPU: two rows in one pass, each with a cache of its own.
+"""Lowering for ONNX Runtime: two rows in one pass, each with a cache of its own.
 
 GroupQueryAttention takes several tokens with a past only at batch 1, so the tokens of both rows are
 laid end to end for every other operator, and split for one attention a row.
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from mgpt_edge.export.lower.linears import Emit
+
 ROWS = 2
 # What ONNX Runtime 1.23 reads, the last for Python 3.10. No operator used here changed between this and the traced one,
 # and the newer norm is lowered.
@@ -30,10 +32,22 @@ IR_VERSION = 10
 
 
 def lower_decoder(model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str) -> ir.Model:
+    return lower_rows(model, read, EMIT[precision], ir.DataType.FLOAT)
+
+
+def lower_head(model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str) -> ir.Model:
+    """A traced head; `read("weight")` gives its rows of the vocabulary."""
+    return lower_product(model, read, EMIT[precision])
+
+
+def lower_rows(
+    model: ir.Model, read: Callable[[str], NDArray[np.generic]], emit: Emit, attention: ir.DataType
+) -> ir.Model:
     """The traced decoder, in place, for two rows of different length and width.
 
     Inputs: tokens.{row} int64 [1, n_row]; seqlen.{row} int32 [1], the positions after this pass less one;
-    total.{row} int32 [], the same number not less one; cos and sin; past.{layer}.{key|value}.{row}.
+    total.{row} int32 [], the same number not less one; cos and sin; past.{layer}.{key|value}.{row}. The last three are
+    of the type that attention computes in.
     Outputs: hidden [1, n_0 + n_1, hidden]; present.….{row}, which may be bound to the memory of past.….{row}.
     """
     graph, weights = model.graph, Weights(model.graph, read)
@@ -41,18 +55,17 @@ def lower_decoder(model: ir.Model, read: Callable[[str], NDArray[np.generic]], p
     sizes = _join_rows(graph)
     for node in list(graph):
         if node.op_type == "CachedAttention":
-            _split_attention(graph, node, sizes, weights)
+            _split_attention(graph, node, sizes, weights, attention)
     _fill_shapes(graph, weights)
-    lower_linears(graph, weights, EMIT[precision])
+    lower_linears(graph, weights, emit)
     lower_embedding(graph, weights)
     _fuse_norms(graph)
     return _finish(model, weights)
 
 
-def lower_head(model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str) -> ir.Model:
-    """A traced head; `read("weight")` gives its rows of the vocabulary."""
+def lower_product(model: ir.Model, read: Callable[[str], NDArray[np.generic]], emit: Emit) -> ir.Model:
     weights = Weights(model.graph, read)
-    lower_linears(model.graph, weights, EMIT[precision])
+    lower_linears(model.graph, weights, emit)
     return _finish(model, weights)
 
 
@@ -95,21 +108,21 @@ def _join_rows(graph: ir.Graph) -> ir.Value:
     return sizes
 
 
-def _split_attention(graph: ir.Graph, node: ir.Node, sizes: ir.Value, weights: Weights) -> None:
+def _split_attention(graph: ir.Graph, node: ir.Node, sizes: ir.Value, weights: Weights, kind: ir.DataType) -> None:
     """One CachedAttention over joined rows -> one GroupQueryAttention a row, cache in place."""
     tape = Tape()
     heads, kv_heads, head_dim = (node.attributes[name].as_int() for name in ("num_heads", "kv_num_heads", "head_dim"))
     parts = []
     for value in node.inputs[:3]:
-        joined = tape.op("Reshape", [value, weights.constant([0, 0, -1])])
+        joined = _cast(tape, tape.op("Reshape", [value, weights.constant([0, 0, -1])]), kind)
         parts.append(tape.op_multi_out("Split", [joined, sizes], {"axis": 1}, num_outputs=ROWS))
     tables = [named(graph.inputs, name) for name in ("cos", "sin")]
+    for table in tables:
+        table.type = ir.TensorType(kind)
     pasts = [value.name for value in node.inputs[3:5]]
     outputs = []
     for row in range(ROWS):
-        cache = [
-            _input(f"{name}.{row}", ir.DataType.FLOAT, [1, kv_heads, f"capacity{row}", head_dim]) for name in pasts
-        ]
+        cache = [_input(f"{name}.{row}", kind, [1, kv_heads, f"capacity{row}", head_dim]) for name in pasts]
         lengths = [named(graph.inputs, f"{name}.{row}") for name in ("seqlen", "total")]
         y, *present = tape.op_multi_out(
             "GroupQueryAttention",
@@ -124,11 +137,15 @@ def _split_attention(graph: ir.Graph, node: ir.Node, sizes: ir.Value, weights: W
         graph.inputs.extend(cache)
         graph.outputs.extend(present)
         outputs.append(y)
-    joined = tape.op("Concat", outputs, {"axis": 1})
+    joined = _cast(tape, tape.op("Concat", outputs, {"axis": 1}), ir.DataType.FLOAT, kind)
     (flatten,) = (use.node for use in node.outputs[0].uses())  # the traced [.., heads, D] -> [.., heads * D]
     graph.insert_before(node, tape.nodes)
     ir.convenience.replace_all_uses_with(flatten.outputs[0], joined)
     graph.remove([flatten, node], safe=True)
+
+
+def _cast(tape: Tape, x: ir.Value, to: ir.DataType, of: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
+    return x if to == of else tape.op("Cast", [x], {"to": to})
 
 
 def _fill_shapes(graph: ir.Graph, weights: Weights) -> None:

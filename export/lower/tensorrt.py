@@ -17,11 +17,11 @@ from onnx_ir.tape import Tape
 
 from mgpt_edge.export.lower import nvfp4
 from mgpt_edge.export.lower.embedding import lower_embedding
+from mgpt_edge.export.lower.half import HALF, finite, half
 from mgpt_edge.export.lower.linears import last, lower_linears
 from mgpt_edge.export.lower.weights import Weights, finish, named
 from mgpt_edge.export.quantise import fp8, weight_only
 from mgpt_edge.export.quantise.nvfp4 import pack as pack_nvfp4
-from mgpt_edge.runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,8 +37,6 @@ DOMAIN = "trt"
 ATTENTION = "TRT_Attention"
 OPSET = 24
 IR_VERSION = 13  # ONNX Runtime 1.31 refuses what onnx writes by itself
-HALF = ir.DataType.FLOAT16
-LARGEST_HALF = 65520.0  # from here on float16 rounds to infinity
 
 
 def lower_decoder(
@@ -141,7 +139,7 @@ def _attention() -> ir.Function:
 def _emit_fp16(
     tape: Tape, weights: Weights, name: str, weight: Weight, shape: tuple[int, int], x: ir.Value
 ) -> ir.Value:
-    transposed = weights.add(f"{name}.T", HALF, shape[::-1], lambda: _half(name, weight().T))
+    transposed = weights.add(f"{name}.T", HALF, shape[::-1], lambda: half(name, weight().T))
     return _product(tape, name, tape.op("Cast", [x], {"to": HALF}), transposed)
 
 
@@ -157,7 +155,7 @@ def _emit_packed(
 ) -> ir.Value:
     """Weights of fewer bits: TensorRT unpacks them inside the product."""
     bits = weight_only.bits_of(precision, shape[1])
-    packed = lru_cache(maxsize=1)(lambda: weight_only.pack(_finite(name, weight()), bits))
+    packed = lru_cache(maxsize=1)(lambda: weight_only.pack(finite(name, weight()), bits))
     values = weights.add(
         f"{name}.int{bits}", STORED[bits], shape[::-1], lambda: packed()[0].astype(STORED[bits].numpy())
     )
@@ -181,7 +179,7 @@ def _emit_fp8(
     largest: Largest,
 ) -> ir.Value:
     """Both sides of the product through 8 bits: TensorRT multiplies those."""
-    packed = lru_cache(maxsize=1)(lambda: fp8.pack(_finite(name, weight())))
+    packed = lru_cache(maxsize=1)(lambda: fp8.pack(finite(name, weight())))
     values = weights.add(f"{name}.fp8", FP8, shape[::-1], lambda: packed()[0])
     scales = weights.add(f"{name}.scale", HALF, shape[:1], lambda: last(packed)[1])
     scale = weights.constant(fp8.activation_scale(largest(name.partition("+")[0])))
@@ -204,7 +202,7 @@ def _emit_nvfp4(
     *,
     largest: Largest,
 ) -> ir.Value:
-    unpacked = nvfp4.unpacked_weight(tape, weights, name, lambda: pack_nvfp4(_finite(name, weight())), shape)
+    unpacked = nvfp4.unpacked_weight(tape, weights, name, lambda: pack_nvfp4(finite(name, weight())), shape)
     kept = nvfp4.rounded_activations(tape, weights, x, largest(name.partition("+")[0]))
     return _product(tape, name, kept, unpacked)
 
@@ -232,18 +230,6 @@ def _name(tape: Tape, prefix: str) -> None:
     """Nodes are called by the weights or the layer they belong to: profilers print those names."""
     for index, node in enumerate(tape.nodes):
         node.name = f"{prefix}.{node.op_type}.{index}"
-
-
-def _half(name: str, array: NDArray[np.float32]) -> NDArray[np.float16]:
-    return np.ascontiguousarray(_finite(name, array), np.float16)
-
-
-def _finite(name: str, array: NDArray[np.float32]) -> NDArray[np.float32]:
-    largest = np.abs(array).max()
-    if not largest < LARGEST_HALF:  # NaN is refused too
-        msg = f"{name}: a weight is beyond float16 ({largest:.3g}); export with --engine cpu"
-        raise CheckpointError(msg)
-    return array
 
 
 def _finish(model: ir.Model, weights: Weights, precision: str) -> ir.Model:
