@@ -18,7 +18,7 @@ from mgpt_edge.export.forecast import describe, row_capacity
 from mgpt_edge.export.golden import golden_logits
 from mgpt_edge.export.graphfile import graph_bytes, write_graph
 from mgpt_edge.export.invariance import width_invariant
-from mgpt_edge.export.lower import cpu, native, tensorrt
+from mgpt_edge.export.lower import cpu, cuda, native, tensorrt
 from mgpt_edge.export.quantise import CALIBRATED
 from mgpt_edge.export.tokenizer import text_tokenizer
 from mgpt_edge.runtime import manifest as m
@@ -160,8 +160,8 @@ def _decoder_graphs(
         )
         lower_head = partial(tensorrt.lower_head, largest=statistics and (lambda _: largest("lm_head.weight")))
     else:
-        lower_head = cpu.lower_head
-        decoder = cpu.lower_decoder(traced, checkpoint.array, precision)
+        lower = {"cpu": cpu, "cuda": cuda}[engine]
+        lower_head, decoder = lower.lower_head, lower.lower_decoder(traced, checkpoint.array, precision)
 
     def head(start: int, stop: int) -> ir.Model:
         graph = trace.trace_head(config.hidden_size, stop - start)

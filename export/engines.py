@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from mgpt_edge.export.lower import tensorrt
+from mgpt_edge.export.lower import cuda, tensorrt
 from mgpt_edge.export.lower.linears import PRECISIONS
 
 ENGINES: dict[str, tuple[str, ...]] = {
     "native": ("int8", "int4"),
     "cpu": PRECISIONS,
+    "cuda": cuda.PRECISIONS,
     "rtx": tensorrt.PRECISIONS,
 }
 """Engine -> the precisions it has, the best engine first."""

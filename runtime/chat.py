@@ -50,14 +50,15 @@ class Chat:
         guided = request.guidance != 1
         intake = model.intake
         layout = intake.usual if request.size is None else intake.layout(request.size)
+        free = model.engine.free_bytes()
         if context is None:
-            fits = memory.tokens_that_fit(model.manifest, layout, len(layout) + PAGE, 1 + guided)
+            fits = memory.tokens_that_fit(model.manifest, layout, len(layout) + PAGE, 1 + guided, free=free)
             context = min(PICTURES * (len(layout) + PAGE), max(fits, 1))
         if type(context) is not int or not 1 <= context < 1 << 31:
             msg = f"context must be a whole number of tokens from 1, got {context!r}"
             raise InvalidRequest(msg)
         capacities = context, context if guided else 0
-        memory.check(model.manifest, layout, capacities, min(context, len(layout) + PAGE), reads=True)
+        memory.check(model.manifest, layout, capacities, min(context, len(layout) + PAGE), free=free, reads=True)
         self.context = context
         self.rows = model.engine.open(capacities)
         self._unfed: tuple[int, ...] = (model.manifest.vocabulary.bos,)

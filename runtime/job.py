@@ -118,7 +118,12 @@ class Intake:
         form = self._form(request, len(prompt), kept or {})
         job = Job(request, prompt, form, reads=reads)
         memory.check(
-            self.manifest, form.layout or self.usual, job.capacities, len(prompt) + len(form.kept), reads=job.reads
+            self.manifest,
+            form.layout or self.usual,
+            job.capacities,
+            len(prompt) + len(form.kept),
+            free=self.engine.free_bytes(),
+            reads=job.reads,
         )
         return job
 
@@ -153,7 +158,8 @@ class Intake:
         if picture and layout is not None:
             limit = len(layout)
         else:
-            fits = memory.tokens_that_fit(self.manifest, layout or self.usual, prompt, 1 + (request.guidance != 1))
+            rows, free = 1 + (request.guidance != 1), self.engine.free_bytes()
+            fits = memory.tokens_that_fit(self.manifest, layout or self.usual, prompt, rows, free=free)
             limit = request.max_tokens or min(len(layout or self.usual) + PAGE, max(fits, 1))
         v, stride = self.manifest.vocabulary, self.manifest.pictures.stride
         return Form(vocabulary=v, stride=stride, limit=limit, layout=layout, picture=picture, kept=kept)

@@ -60,15 +60,14 @@ def estimate(
 
 
 def check(
-    manifest: Manifest, layout: ImageLayout, capacities: tuple[int, int], prompt: int, *, reads: bool = False
+    manifest: Manifest, layout: ImageLayout, capacities: tuple[int, int], prompt: int, *, free: int, reads: bool = False
 ) -> None:
-    """Compares what an answer needs beyond the loaded weights with what is free now.
+    """Compares what an answer needs beyond the loaded weights with the bytes that are free.
 
     Raises:
         OutOfMemory: it does not fit; names both numbers and what would fit.
     """
     more = _beyond_weights(estimate(manifest, layout, capacities, prompt, reads=reads))
-    free = available_bytes()
     if more > free:
         msg = (
             f"a picture of {layout.width}x{layout.height} needs {mebibytes(more)} beyond the weights, "
@@ -77,26 +76,27 @@ def check(
         raise OutOfMemory(msg)
 
 
-def tokens_that_fit(manifest: Manifest, layout: ImageLayout, prompt: int, rows: int) -> int:
-    """Tokens that `rows` rows can hold beyond the prompt, in the memory that is free now."""
+def tokens_that_fit(manifest: Manifest, layout: ImageLayout, prompt: int, rows: int, *, free: int) -> int:
+    """Tokens that `rows` rows can hold beyond the prompt, in the bytes that are free."""
     fixed = _beyond_weights(estimate(manifest, layout, (prompt, 0), prompt, reads=True))
-    return max(available_bytes() - fixed, 0) // (_token_bytes(manifest) * rows + manifest.dimensions.head_dim * 4)
+    return max(free - fixed, 0) // (_token_bytes(manifest) * rows + manifest.dimensions.head_dim * 4)
 
 
 def streams_that_fit(
-    manifest: Manifest, layout: ImageLayout, capacities: tuple[int, int], prompt: int, wanted: int
+    manifest: Manifest, layout: ImageLayout, capacities: tuple[int, int], prompt: int, wanted: int, *, free: int
 ) -> int:
-    """How many of the wanted streams' caches fit into half of what is left of the free memory beside one answer's."""
-    left = available_bytes() - _beyond_weights(estimate(manifest, layout, capacities, prompt, reads=True))
+    """How many of the wanted streams' caches fit into half of what is left of the free bytes beside one answer's."""
+    left = free - _beyond_weights(estimate(manifest, layout, capacities, prompt, reads=True))
     each = _token_bytes(manifest) * max(sum(capacities), 1)
     return max(1, min(wanted, 1 + left // 2 // each))
 
 
 def _token_bytes(manifest: Manifest) -> int:
-    """K/V of one token: float32, or in the native engine's cache bytes with two scales a head."""
+    """K/V of one token: bytes with two scales a head in the native engine's cache, float32 on ONNX Runtime's CPU."""
     d = manifest.dimensions
-    head = 2 * d.head_dim + 8 if manifest.engine == "native" else 2 * d.head_dim * 4
-    return d.layers * d.kv_heads * head
+    element = {"native": 1, "cpu": 4}.get(manifest.engine, 2)
+    scales = 8 if manifest.engine == "native" else 0
+    return d.layers * d.kv_heads * (2 * d.head_dim * element + scales)
 
 
 def _beyond_weights(need: Estimate) -> int:

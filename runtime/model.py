@@ -254,7 +254,8 @@ class Model:
         wanted = min(sum(request.count for request in requests), self.engine.most_streams)
         prompt = max(len(job.prompt) for job in jobs)
         layout = jobs[0].form.layout or self.intake.usual
-        streams = memory.streams_that_fit(self.manifest, layout, capacities, prompt, wanted)
+        free = self.engine.free_bytes()
+        streams = memory.streams_that_fit(self.manifest, layout, capacities, prompt, wanted, free=free)
         rows = self.engine.open(capacities, streams)
         steps = decode(rows, jobs, self.window(requests[0], rows.streams))
         return self.presenter.events(requests, steps, preview=preview, kept_rows=kept_rows)

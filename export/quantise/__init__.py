@@ -28,11 +28,8 @@ def _int4(weight: Tensor) -> nn.Module:
 
 
 _CPU: dict[str, Scheme] = {"int8": Int8Linear, "int4": _int4}
-SCHEMES = {
-    "native": _CPU,
-    "cpu": _CPU,
-    "rtx": {precision: partial(WeightOnlyLinear, precision=precision) for precision in ("int8", "int4")},
-}
+_GPU: dict[str, Scheme] = {precision: partial(WeightOnlyLinear, precision=precision) for precision in ("int8", "int4")}
+SCHEMES = {"native": _CPU, "cpu": _CPU, "cuda": _GPU, "rtx": _GPU}
 """What each engine makes of a linear layer, by precision; of any other its floats are kept."""
 
 

@@ -25,7 +25,10 @@ def export(
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8, int4, fp8 or nvfp4.")] = "int8",
     engine: Annotated[
         str | None,
-        typer.Option(help="native (int8, int4), cpu (fp32, int8, int4) or rtx (all but fp32); the best unless given."),
+        typer.Option(
+            help="native (int8, int4), cpu (fp32, int8, int4), cuda (fp16, int8, int4) or rtx (all but fp32); "
+            "the best unless given."
+        ),
     ] = None,
     target_size: Annotated[int | None, typer.Option(help="Side in pixels that the checkpoint was trained for.")] = None,
     statistics: Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mgpt_edge.runtime.engines.cuda import CudaEngine
 from mgpt_edge.runtime.engines.native import NativeEngine
 from mgpt_edge.runtime.engines.ort import OrtEngine
 from mgpt_edge.runtime.errors import IncompatibleEngine
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.bundle import Bundle
     from mgpt_edge.runtime.engines.base import Engine
 
-ENGINES: dict[str, Callable[[Bundle, int], Engine]] = {"native": NativeEngine, "cpu": OrtEngine}
+ENGINES: dict[str, Callable[[Bundle, int], Engine]] = {"native": NativeEngine, "cpu": OrtEngine, "cuda": CudaEngine}
 
 
 def load_engine(bundle: Bundle, threads: int) -> Engine:

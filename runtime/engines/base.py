@@ -61,6 +61,9 @@ class Engine(Protocol):
             OutOfMemory: the machine has less.
         """
 
+    def free_bytes(self) -> int:
+        """Memory that caches and pictures can have, where this engine keeps them."""
+
     def decode_pixels(self, codes: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Image codes [h, w] -> pixels [H, W, 3]."""
 

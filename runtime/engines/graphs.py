@@ -7,9 +7,12 @@ from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from mgpt_edge.runtime import memory
 from mgpt_edge.runtime.errors import IncompatibleEngine
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -47,12 +50,15 @@ def _installed(name: str) -> bool:
 
 
 class Graphs:
-    """A bundle's graphs on the CPU; each is loaded when first used.
+    """A bundle's graphs in ONNX Runtime; each is loaded when first used.
 
     Args:
         bundle: opened.
-        threads: of every run.
+        threads: of every run on the CPU.
     """
+
+    providers: Sequence[Any] = ("CPUExecutionProvider",)
+    """Where the graphs run, the first before the others."""
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         self.bundle = bundle
@@ -73,11 +79,14 @@ class Graphs:
             options.log_severity_level = 3
             path = self.bundle.path(f"{name}.onnx")
             try:
-                self._sessions[name] = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+                self._sessions[name] = ort.InferenceSession(path, options, providers=list(self.providers))
             except Exception as error:
                 msg = f"onnxruntime {ort.__version__} can't load {path}: {error}; see: mgpt doctor"
                 raise IncompatibleEngine(msg) from error
         return self._sessions[name]
+
+    def free_bytes(self) -> int:
+        return memory.available_bytes()
 
     def decode_pixels(self, codes: NDArray[np.int64]) -> NDArray[np.uint8]:
         return self._run("vq_decoder", codes)

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -43,14 +43,14 @@ class OrtEngine(Graphs):
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         super().__init__(bundle, threads)
-        self._tables = rotary_tables(1, 2, 1.0)
-        if bundle.manifest.precision == "int8" and may_saturate(cpu_features()):
+        if bundle.manifest.engine == "cpu" and bundle.manifest.precision == "int8" and may_saturate(cpu_features()):
             msg = (
                 "this CPU has no VNNI: its int8 products may saturate and spoil pictures; "
                 "compare with a bundle in fp32 (mgpt export … --precision fp32)"
             )
             warnings.warn(msg, CompatibilityWarning, stacklevel=5)
         self.session("decoder")
+        self._tables = self._rotary(0)
 
     def open(self, capacities: tuple[int, int], streams: int = 1) -> OrtRows:
         if streams != 1:
@@ -58,13 +58,52 @@ class OrtEngine(Graphs):
             raise ValueError(msg)
         return OrtRows(self, capacities)
 
-    def rotary(self, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Tables of at least `positions`; they grow and are shared by all streams."""
+    def rotary(self, positions: int) -> tuple[Any, Any]:
+        """Tables of at least `positions`, wrapped; they grow and are shared by all streams."""
         tables = self._tables
-        if len(tables[0]) < positions:
-            dimensions = self.bundle.manifest.dimensions
-            self._tables = tables = rotary_tables(positions, dimensions.head_dim, dimensions.rope_theta)
+        if tables[0].shape()[0] < positions:
+            self._tables = tables = self._rotary(positions)
         return tables
+
+    def _rotary(self, positions: int) -> tuple[Any, Any]:
+        d = self.bundle.manifest.dimensions
+        cos, sin = rotary_tables(positions, d.head_dim, d.rope_theta)
+        return self.constant(cos), self.constant(sin)
+
+    def constant(self, array: NDArray[np.float32]) -> Any:
+        """An array that attention reads and nothing changes, where the engine keeps such."""
+        return wrap(array)
+
+    def cache(self, slots: list[int]) -> Cache:
+        """Keys and values for rows of so many tokens.
+
+        Raises:
+            MemoryError: there is less.
+        """
+        d = self.bundle.manifest.dimensions
+        return HostCache(d.layers, d.kv_heads, d.head_dim, slots)
+
+
+class Cache(Protocol):
+    """Two rows' keys and values, and how many tokens of each are valid."""
+
+    def length(self, row: int) -> int: ...
+
+    def append(self, row: int, tokens: int) -> None: ...
+
+    def rollback(self, row: int, length: int) -> None: ...
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None: ...
+
+    def blocks(self, layer: int, row: int) -> tuple[Any, Any]:
+        """Keys and values [1, heads, slots, head_dim], wrapped for ONNX Runtime."""
+
+
+class HostCache(KvRows):
+    """`Cache` in this process' memory."""
+
+    def blocks(self, layer: int, row: int) -> tuple[Any, Any]:
+        return wrap(self.k(layer, row)), wrap(self.v(layer, row))
 
 
 @dataclass(slots=True)
@@ -88,21 +127,19 @@ class OrtRows:
     streams = 1
 
     def __init__(self, engine: OrtEngine, capacities: tuple[int, int]) -> None:
-        d = engine.bundle.manifest.dimensions
         self.engine = engine
         # One slot more: an idle row still feeds a token, past its end, that is never counted.
         slots = [capacity + 1 for capacity in capacities]
         try:
-            self.cache = KvRows(d.layers, d.kv_heads, d.head_dim, slots)
+            self.cache = engine.cache(slots)
         except MemoryError as error:
             msg = f"no memory for the K/V of {capacities[0]} + {capacities[1]} tokens; see: mgpt estimate"
             raise OutOfMemory(msg) from error
-        self.tables = engine.rotary(max(slots))
         self.seqlen = [np.zeros(1, np.int32) for _ in range(ROWS)]
         self.total = [np.zeros((), np.int32) for _ in range(ROWS)]
-        self.selected = np.zeros((1, ROWS, d.hidden_size), np.float32)
+        self.selected = np.zeros((1, ROWS, engine.bundle.manifest.dimensions.hidden_size), np.float32)
         # Shared by the bindings of all passes: ONNX Runtime takes 16 us to wrap an array.
-        self.shared = {name: _wrap(array) for name, array in self._arrays()}
+        self.shared = dict(self._values(max(slots)))
         self._pass = lru_cache(maxsize=8)(self._bind_pass)
         self._head = lru_cache(maxsize=2)(self._bind_head)
 
@@ -144,15 +181,16 @@ class OrtRows:
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         self.cache.copy_prefix(source, target, length)
 
-    def _arrays(self) -> Iterator[tuple[str, NDArray[Any]]]:
+    def _values(self, positions: int) -> Iterator[tuple[str, Any]]:
         """Inputs of the decoder that do not depend on a pass's widths, by name."""
-        yield from zip(("cos", "sin"), self.tables, strict=True)
+        yield from zip(("cos", "sin"), self.engine.rotary(positions), strict=True)
         for row in range(ROWS):
-            yield f"seqlen.{row}", self.seqlen[row]
-            yield f"total.{row}", self.total[row]
-            for layer in range(self.cache.layers):
-                yield f"past.{layer}.key.{row}", self.cache.k(layer, row)
-                yield f"past.{layer}.value.{row}", self.cache.v(layer, row)
+            yield f"seqlen.{row}", wrap(self.seqlen[row])
+            yield f"total.{row}", wrap(self.total[row])
+            for layer in range(self.engine.bundle.manifest.dimensions.layers):
+                keys, values = self.cache.blocks(layer, row)
+                yield f"past.{layer}.key.{row}", keys
+                yield f"past.{layer}.value.{row}", values
 
     def _bind_pass(self, count0: int, count1: int) -> _Pass:
         binding = self.engine.session("decoder").io_binding()
@@ -160,23 +198,23 @@ class OrtRows:
         tokens = np.zeros((1, count0), np.int64), np.zeros((1, count1), np.int64)
         hidden = np.zeros((1, count0 + count1, self.selected.shape[2]), np.float32)
         for row in range(ROWS):
-            binding.bind_ortvalue_input(f"tokens.{row}", _wrap(tokens[row]))
+            binding.bind_ortvalue_input(f"tokens.{row}", wrap(tokens[row]))
         for name, value in self.shared.items():
             binding.bind_ortvalue_input(name, value)
             if name.startswith("past."):
                 binding.bind_ortvalue_output(name.replace("past.", "present.", 1), value)
-        binding.bind_ortvalue_output("hidden", _wrap(hidden))
+        binding.bind_ortvalue_output("hidden", wrap(hidden))
         return _Pass(binding, tokens, hidden, [counts[0] - 1, sum(counts) - 1])
 
     def _bind_head(self, head: Head) -> tuple[Any, NDArray[np.float32]]:
         vocabulary = self.engine.bundle.manifest.vocabulary
         binding = self.engine.session(f"head_{head}").io_binding()
         logits = np.zeros((1, ROWS, vocabulary.codes if head == "image" else vocabulary.size), np.float32)
-        binding.bind_ortvalue_input("hidden", _wrap(self.selected))
-        binding.bind_ortvalue_output("logits", _wrap(logits))
+        binding.bind_ortvalue_input("hidden", wrap(self.selected))
+        binding.bind_ortvalue_output("logits", wrap(logits))
         return binding, logits[0]
 
 
-def _wrap(array: NDArray[Any]) -> Any:
+def wrap(array: NDArray[Any]) -> Any:
     """ONNX Runtime's view of an array: the same memory, which it keeps alive."""
     return onnxruntime().OrtValue.ortvalue_from_numpy(array)

@@ -140,8 +140,7 @@ def test_streams_are_as_many_as_memory_takes(bundle_of, monkeypatch):
     each = memory._token_bytes(manifest) * 150
     one = memory._beyond_weights(memory.estimate(manifest, layout, capacities, 20, reads=True))
     for free, expected in ((one + 100 * each, 8), (one + 6 * each, 4), (one, 1), (0, 1)):
-        monkeypatch.setattr(memory, "available_bytes", lambda free=free: free)
-        assert memory.streams_that_fit(manifest, layout, capacities, 20, 8) == expected
+        assert memory.streams_that_fit(manifest, layout, capacities, 20, 8, free=free) == expected
 
 
 def test_a_picture_of_any_size_begins_in_both_rows(native):
