@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
+    from onnx_ir.tape import Tape
 
 
 class Weights:
@@ -78,9 +79,16 @@ def finish(model: ir.Model, weights: Weights, opsets: dict[str, int], ir_version
             name=name,
         )
     ir.passes.common.TopologicalSortPass()(model)
+    model.opset_imports.clear()  # the trace's own attention is gone
     model.opset_imports.update(opsets)
     model.ir_version = ir_version
     return model
+
+
+def name_nodes(tape: Tape, prefix: str) -> None:
+    """Nodes are called by the weights or the layer they belong to: profilers print those names."""
+    for index, node in enumerate(tape.nodes):
+        node.name = f"{prefix}.{node.op_type}.{index}"
 
 
 def named(values: Sequence[ir.Value], name: str) -> ir.Value:
