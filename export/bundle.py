@@ -19,6 +19,7 @@ from mgpt_edge.export.golden import golden_logits
 from mgpt_edge.export.graphfile import graph_bytes, write_graph
 from mgpt_edge.export.invariance import width_invariant
 from mgpt_edge.export.lower import cpu, cuda, native, tensorrt
+from mgpt_edge.export.lower.vq import lower_vq
 from mgpt_edge.export.quantise import CALIBRATED
 from mgpt_edge.export.tokenizer import text_tokenizer
 from mgpt_edge.runtime import manifest as m
@@ -77,7 +78,7 @@ def export_bundle(
         progress("rescaling", 0, 1)
         checkpoint, statistics = equalise(checkpoint, statistics, precision, engine), None
     with _temporary(out) as folder:
-        graphs = _vq_graphs(checkpoint)
+        graphs = _vq_graphs(checkpoint, tensorrt=engine == "rtx")
         if engine != "native":
             graphs = _decoder_graphs(checkpoint, precision, engine, target_size, statistics) | graphs
         parts = {name: write_graph(graph, folder, name) for name, graph in graphs.items()}
@@ -170,7 +171,7 @@ def _decoder_graphs(
     return {"decoder": decoder, "head_image": head(*vocabulary.code_range), "head_text": head(0, vocabulary.size)}
 
 
-def _vq_graphs(checkpoint: Checkpoint) -> dict[str, ir.Model]:
+def _vq_graphs(checkpoint: Checkpoint, *, tensorrt: bool) -> dict[str, ir.Model]:
     graphs: dict[str, ir.Model] = {}
     vq = checkpoint.vq
     if vq is not None:
@@ -178,9 +179,9 @@ def _vq_graphs(checkpoint: Checkpoint) -> dict[str, ir.Model]:
         def read_vq(name: str) -> NDArray[np.generic]:
             return to_array(vq.load(name.removeprefix("module.")))
 
-        graphs["vq_encoder"] = cpu.lower_vq(trace.trace_vq_encoder(vq.config), read_vq)
+        graphs["vq_encoder"] = lower_vq(trace.trace_vq_encoder(vq.config), read_vq, tensorrt=tensorrt)
         if vq.has_decoder:
-            graphs["vq_decoder"] = cpu.lower_vq(trace.trace_vq_decoder(vq.config), read_vq)
+            graphs["vq_decoder"] = lower_vq(trace.trace_vq_decoder(vq.config), read_vq, tensorrt=tensorrt)
     return graphs
 
 

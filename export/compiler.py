@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 from mgpt_edge.runtime.errors import IncompatibleEngine, InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-ROWS = 2
-WIDTHS = ((1, 1, 1), (2, 16, 512))
-"""Smallest, usual and largest tokens a row of each profile: a pass of one has kernels of its own."""
+    Profile = Mapping[str, tuple[int, int, int]]
+    """Name of a dimension -> its smallest, usual and largest size."""
 
 DECODE_KERNEL = re.compile(rb"function=\{ name=_gemv_mha_v\d+ ")
 """A call of the single-token attention in a plan: the kernels stand in it as source, once for all GPUs."""
@@ -43,13 +42,19 @@ def check_sms(sms: Sequence[int]) -> list[int]:
 
 
 def compile_graph(
-    path: Path, sms: Sequence[int], *, attentions: int, progress: Callable[[str, int, int], None]
+    path: Path,
+    sms: Sequence[int],
+    profiles: Sequence[Profile],
+    *,
+    attentions: int,
+    progress: Callable[[str, int, int], None],
 ) -> memoryview:
-    """Compiles one graph, with a profile for passes of one token a row and one for wider ones.
+    """Compiles one graph.
 
     Args:
         path: of the ONNX file; its data lies beside it.
         sms: as `check_sms` gives them.
+        profiles: each has kernels of its own.
         attentions: how many calls of the single-token attention kernel the engine must hold.
         progress: (phase, steps done, steps in all).
 
@@ -67,8 +72,8 @@ def compile_graph(
     config.num_compute_capabilities = len(sms)
     for index, sm in enumerate(sms):
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), index)
-    for widths in WIDTHS:
-        config.add_optimization_profile(_profile(builder, network, widths))
+    for profile in profiles:
+        config.add_optimization_profile(_shapes(builder, network, profile))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         msg = f"TensorRT for RTX {version()} can't compile {path}: {log.said()}"
@@ -87,18 +92,16 @@ def _parse(trt: Any, network: Any, log: Any, path: Path) -> None:
         raise IncompatibleEngine(msg)
 
 
-def _profile(builder: Any, network: Any, widths: Sequence[int]) -> Any:
-    profile = builder.create_optimization_profile()
+def _shapes(builder: Any, network: Any, profile: Profile) -> Any:
+    shapes = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         value = network.get_input(index)
-        shapes = []
-        for width in widths:
-            sizes = {"rows": ROWS, "width": width, "n": ROWS * width}
-            shapes.append(
-                [sizes[value.get_dimension_name(axis)] if size < 0 else size for axis, size in enumerate(value.shape)]
-            )
-        profile.set_shape(value.name, *shapes)
-    return profile
+        sizes = [
+            profile[value.get_dimension_name(axis)] if size < 0 else (size,) * 3
+            for axis, size in enumerate(value.shape)
+        ]
+        shapes.set_shape(value.name, *zip(*sizes, strict=True))
+    return shapes
 
 
 def _check_attention(path: Path, plan: Any, wanted: int) -> None:

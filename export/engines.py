@@ -8,8 +8,8 @@ from mgpt_edge.export.lower.linears import PRECISIONS
 ENGINES: dict[str, tuple[str, ...]] = {
     "native": ("int8", "int4"),
     "cpu": PRECISIONS,
-    "cuda": cuda.PRECISIONS,
     "rtx": tensorrt.PRECISIONS,
+    "cuda": cuda.PRECISIONS,
 }
 """Engine -> the precisions it has, the best engine first."""
 

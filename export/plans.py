@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING
 from mgpt_edge.export import compiler
 from mgpt_edge.runtime import memory
 from mgpt_edge.runtime.bundle import MANIFEST, Bundle, sha256, write_atomically
+from mgpt_edge.runtime.engines.rtx import ROWS, WIDEST
 from mgpt_edge.runtime.errors import BundleError, InvalidRequest, OutOfMemory
 from mgpt_edge.runtime.manifest import FileEntry, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mgpt_edge.export.compiler import Profile
+    from mgpt_edge.runtime.manifest import Manifest
+
     Progress = Callable[[str, int, int], None]
     """(phase, steps done, steps in all)"""
 
-GRAPHS = ("decoder", "head_image", "head_text")
+GRAPHS = ("decoder", "head_image", "head_text", "vq_decoder", "vq_encoder")
 FIXED_BYTES = 900 << 20  # TensorRT itself, measured with the smallest model
 BYTES_PER_GRAPH_BYTE = 3
 LEAST_SM = {"fp8": 89, "nvfp4": 120}
@@ -38,7 +42,30 @@ def forecast_bytes(bundle: Bundle) -> int:
             "export the checkpoint again: mgpt export CHECKPOINT --engine rtx --precision int4 -o BUNDLE"
         )
         raise BundleError(msg)
-    return FIXED_BYTES + BYTES_PER_GRAPH_BYTE * max(_graph_bytes(bundle, graph) for graph in GRAPHS)
+    return FIXED_BYTES + BYTES_PER_GRAPH_BYTE * max(_graph_bytes(bundle, graph) for graph in _graphs(bundle))
+
+
+def profiles(manifest: Manifest, graph: str) -> tuple[Profile, Profile]:
+    """The sizes that a graph is compiled for: one alone, which is what it mostly runs with, and all.
+
+    A pass of one token a row has kernels of its own; a VQ model's size of its own is the square it was trained for.
+    """
+    if graph == "decoder":
+        rows = {"rows": (ROWS,) * 3}
+        return {**rows, "width": (1, 1, 1)}, {**rows, "width": (2, 16, WIDEST)}
+    if graph.startswith("head_"):
+        return {"n": (ROWS,) * 3}, {"n": (1, 32, ROWS * WIDEST)}
+    stride = manifest.pictures.stride
+    usual = manifest.pictures.target_size // stride
+    largest = max(usual, *(side // stride for size in manifest.pictures.trained_sizes for side in size))
+    return _sides((usual,) * 3, stride), _sides((1, usual, largest), stride)
+
+
+def _sides(codes: tuple[int, int, int], stride: int) -> Profile:
+    """Sizes of a side in codes, and in pixels as the trace calls them."""
+    low, usual, high = codes
+    pixels = (low * stride, usual * stride, high * stride)
+    return {"h": codes, "w": codes, f"{stride}*h": pixels, f"{stride}*w": pixels}
 
 
 def build_plans(bundle: Bundle, sms: Sequence[int], progress: Progress = lambda *_: None) -> Bundle:
@@ -58,7 +85,7 @@ def build_plans(bundle: Bundle, sms: Sequence[int], progress: Progress = lambda 
     need, version = forecast_bytes(bundle), compiler.version()
     sms = compiler.check_sms(sms)
     _check_precision(bundle, sms)
-    for graph in GRAPHS:
+    for graph in _graphs(bundle):
         name = f"rtx.{graph}.sm{'-'.join(map(str, sms))}.plan"
         plan = Plan(graph=graph, sms=sms, tensorrt=version, key=_key(bundle, graph, sms, version))
         if bundle.manifest.plans.get(name) == plan:
@@ -94,6 +121,7 @@ def _build(bundle: Bundle, name: str, plan: Plan, progress: Progress) -> Bundle:
     data = compiler.compile_graph(
         bundle.folder / f"{plan.graph}.onnx",
         plan.sms,
+        profiles(bundle.manifest, plan.graph),
         attentions=layers,
         progress=lambda phase, done, total: progress(f"{plan.graph}: {phase}", done, total),
     )
@@ -115,8 +143,13 @@ def _build(bundle: Bundle, name: str, plan: Plan, progress: Progress) -> Bundle:
 
 def _key(bundle: Bundle, graph: str, sms: list[int], version: str) -> str:
     parts = {part: asdict(bundle.manifest.files[part]) for part in _parts(bundle, graph)}
-    said = [parts, sms, version, compiler.ROWS, compiler.WIDTHS]
+    said = [parts, sms, version, profiles(bundle.manifest, graph)]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+def _graphs(bundle: Bundle) -> list[str]:
+    """A checkpoint without VQ files has none of its graphs."""
+    return [graph for graph in GRAPHS if not graph.startswith("vq_") or f"{graph}.onnx" in bundle.manifest.files]
 
 
 def _graph_bytes(bundle: Bundle, graph: str) -> int:

@@ -183,7 +183,8 @@ class VQGAN(nn.Module):
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Pixels [B, H, W, 3], uint8 -> codes [B, h, w]."""
-        return self.encode(pixels.permute(0, 3, 1, 2).float() / 255 * 2 - 1)
+        # Cast before anything else: TensorRT does nothing else with bytes.
+        return self.encode(pixels.float().permute(0, 3, 1, 2) / 255 * 2 - 1)
 
     def decode_pixels(self, codes: Tensor) -> Tensor:
         """Codes [B, h, w] -> pixels [B, H, W, 3], uint8; rounded or cut off as the reference does."""

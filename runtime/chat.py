@@ -53,7 +53,7 @@ class Chat:
         free = model.engine.free_bytes()
         if context is None:
             fits = memory.tokens_that_fit(model.manifest, layout, len(layout) + PAGE, 1 + guided, free=free)
-            context = min(PICTURES * (len(layout) + PAGE), max(fits, 1))
+            context = min(PICTURES * (len(layout) + PAGE), max(fits, 1), model.engine.most_tokens)
         if type(context) is not int or not 1 <= context < 1 << 31:
             msg = f"context must be a whole number of tokens from 1, got {context!r}"
             raise InvalidRequest(msg)

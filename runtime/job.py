@@ -160,6 +160,7 @@ class Intake:
         else:
             rows, free = 1 + (request.guidance != 1), self.engine.free_bytes()
             fits = memory.tokens_that_fit(self.manifest, layout or self.usual, prompt, rows, free=free)
+            fits = min(fits, self.engine.most_tokens - prompt)
             limit = request.max_tokens or min(len(layout or self.usual) + PAGE, max(fits, 1))
         v, stride = self.manifest.vocabulary, self.manifest.pictures.stride
         return Form(vocabulary=v, stride=stride, limit=limit, layout=layout, picture=picture, kept=kept)

@@ -69,19 +69,6 @@ def lower_product(model: ir.Model, read: Callable[[str], NDArray[np.generic]], e
     return _finish(model, weights)
 
 
-def lower_vq(model: ir.Model, read: Callable[[str], NDArray[np.generic]]) -> ir.Model:
-    """The VQ graphs run in float32 in the family's own code, and here; half-precision weights are widened at load."""
-    weights = Weights(model.graph, read)
-    for value in list(model.graph.initializers.values()):
-        stored = ir.tensor(read(value.name))
-        if stored.dtype != value.dtype:
-            narrow = weights.add(f"{value.name}.stored", stored.dtype, stored.shape, lambda name=value.name: read(name))
-            cast = ir.node("Cast", [narrow], {"to": value.dtype.value})
-            model.graph.insert_before(model.graph[0], cast)
-            ir.convenience.replace_all_uses_with(value, cast.outputs[0])
-    return _finish(model, weights)
-
-
 def _check_heads(graph: ir.Graph) -> None:
     head_dim = next(node for node in graph if node.op_type == "CachedAttention").attributes["head_dim"].as_int()
     if head_dim % 16:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mgpt_edge.runtime.engines.cuda import CudaEngine
 from mgpt_edge.runtime.engines.native import NativeEngine
 from mgpt_edge.runtime.engines.ort import OrtEngine
+from mgpt_edge.runtime.engines.rtx import RtxEngine
 from mgpt_edge.runtime.errors import IncompatibleEngine
 
 if TYPE_CHECKING:
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.bundle import Bundle
     from mgpt_edge.runtime.engines.base import Engine
 
-ENGINES: dict[str, Callable[[Bundle, int], Engine]] = {"native": NativeEngine, "cpu": OrtEngine, "cuda": CudaEngine}
+ENGINES: dict[str, Callable[[Bundle, int], Engine]] = {
+    "native": NativeEngine,
+    "cpu": OrtEngine,
+    "rtx": RtxEngine,
+    "cuda": CudaEngine,
+}
 
 
 def load_engine(bundle: Bundle, threads: int) -> Engine:

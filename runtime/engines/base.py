@@ -51,6 +51,8 @@ class Engine(Protocol):
 
     most_streams: int
     """Streams that can share a pass."""
+    most_tokens: int
+    """Tokens that a row can hold, whatever the memory."""
     threads: int
     """Of every pass on the CPU."""
 

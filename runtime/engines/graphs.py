@@ -59,6 +59,7 @@ class Graphs:
 
     providers: Sequence[Any] = ("CPUExecutionProvider",)
     """Where the graphs run, the first before the others."""
+    most_tokens = (1 << 31) - 1
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         self.bundle = bundle

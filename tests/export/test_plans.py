@@ -24,7 +24,7 @@ WIDE = {"num_heads": 2, "num_kv_heads": 2, "head_dim": 64, "hidden_size": 128}
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rtx")
-    write_checkpoint(folder / "checkpoint", WIDE, vq=False)
+    write_checkpoint(folder / "checkpoint", WIDE)
     return export_bundle(Checkpoint.open(folder / "checkpoint"), folder / "bundle", precision="fp16").folder
 
 
@@ -107,12 +107,12 @@ def test_an_ignored_input_is_an_error(tensorrt, tmp_path):
     path = tmp_path / "attention.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 24)]), path)
     with pytest.raises(IncompatibleEngine, match="does not take all of"):
-        compiler.compile_graph(path, [89], attentions=0, progress=lambda *_: None)
+        compiler.compile_graph(path, [89], [{}], attentions=0, progress=lambda *_: None)
 
 
 def test_a_slow_attention_is_an_error(bundle, tensorrt, monkeypatch):
     """A profile that takes wider passes too has no kernel for one token."""
-    monkeypatch.setattr(compiler, "WIDTHS", ((1, 16, 512),))
+    monkeypatch.setattr(plans, "profiles", lambda *_: ({"rows": (2, 2, 2), "width": (1, 16, 512)},))
     with pytest.raises(IncompatibleEngine, match="0 single-token attention kernels for 2 layers"):
         plans.build_plans(bundle, [89])
     assert not list(bundle.folder.glob("*.plan"))

@@ -13,7 +13,7 @@ from transformers import ChameleonVQVAE, ChameleonVQVAEConfig
 from mgpt_edge.export import trace
 from mgpt_edge.export.checkpoint import to_array
 from mgpt_edge.export.graphfile import write_graph
-from mgpt_edge.export.lower import cpu
+from mgpt_edge.export.lower.vq import lower_vq
 from mgpt_edge.export.vqgan import CHAMELEON, VQGAN, VQConfig
 from mgpt_edge.runtime.layout import buckets
 
@@ -49,7 +49,7 @@ def compiled(model: VQGAN, half: str, folder: Path) -> Run:
     """One of the VQ graphs, alone."""
     traced = {"vq_encoder": trace.trace_vq_encoder, "vq_decoder": trace.trace_vq_decoder}[half](model.config)
     weights = model.state_dict()
-    graph = cpu.lower_vq(traced, lambda name: to_array(weights[name.removeprefix("module.")]))
+    graph = lower_vq(traced, lambda name: to_array(weights[name.removeprefix("module.")]))
     for _ in write_graph(graph, folder, half):
         pass
     options = ort.SessionOptions()

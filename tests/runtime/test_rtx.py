@@ -1,0 +1,170 @@
+"""The engine for TensorRT for RTX, with ONNX Runtime for its plans and this process' memory for the GPU's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from onnxruntime import InferenceSession
+
+from mgpt_edge.export import plans as compiled
+from mgpt_edge.export.checkpoint import Checkpoint
+from mgpt_edge.runtime import gpu
+from mgpt_edge.runtime.bundle import MANIFEST, Bundle, sha256, write_atomically
+from mgpt_edge.runtime.engines import plans
+from mgpt_edge.runtime.engines.base import Fed
+from mgpt_edge.runtime.engines.ort import OrtEngine
+from mgpt_edge.runtime.engines.rtx import RtxEngine
+from mgpt_edge.runtime.errors import IncompatibleEngine, OutOfMemory
+from mgpt_edge.runtime.golden import recompute
+from mgpt_edge.runtime.manifest import FileEntry, Plan
+from mgpt_edge.runtime.model import Model
+from tests.fake_cuda import FakeCuda
+from tests.fake_tensorrt import FakeTensorRT, plan
+from tests.reference import load_decoder
+
+VERSION = "1.7.1"
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    fake = FakeCuda(sm=89)
+    monkeypatch.setattr(gpu, "_runtime", lambda: fake)
+    monkeypatch.setattr(plans, "_tensorrt", lambda: FakeTensorRT(fake, VERSION))
+    return fake
+
+
+def shapes(shape, profile):
+    """Smallest and largest."""
+    sizes = [profile[size] if isinstance(size, str) else (size,) * 3 for size in shape]
+    return [low for low, _, _ in sizes], [high for _, _, high in sizes]
+
+
+def built(bundle, *, sms=(86, 89), version=VERSION, graphs=compiled.GRAPHS):
+    """The bundle with plans as `mgpt build` records them, and the profiles that it compiles."""
+    files, made = dict(bundle.manifest.files), {}
+    for graph in graphs:
+        name = f"rtx.{graph}.sm86-89.plan"
+        inputs = InferenceSession(bundle.folder / f"{graph}.onnx").get_inputs()
+        profiles = [
+            {value.name: shapes(value.shape, profile) for value in inputs}
+            for profile in compiled.profiles(bundle.manifest, graph)
+        ]
+        path = bundle.folder / name
+        write_atomically(path, plan(bundle.folder / f"{graph}.onnx", profiles))
+        files[name] = FileEntry(bytes=path.stat().st_size, sha256=sha256(path))
+        made[name] = Plan(graph=graph, sms=list(sms), tensorrt=version, key="")
+    manifest = replace(bundle.manifest, files=files, plans=made)
+    write_atomically(bundle.folder / MANIFEST, json.dumps(manifest.to_json()).encode())
+    return Bundle.open(bundle.folder)
+
+
+@pytest.mark.parametrize("kind", ["7b", "34b"])
+def test_logits_equal_pytorch(kind, cuda, bundle_of, checkpoints, monkeypatch):
+    """Rows of different length, passes longer than a plan takes, several logits at once, a row that goes back."""
+    monkeypatch.setattr("mgpt_edge.runtime.engines.rtx.WIDEST", 5)
+    checkpoint = Checkpoint.open(checkpoints[kind])
+    rng = np.random.default_rng(0)
+    tokens = [rng.integers(10, checkpoint.vocabulary.size, count).tolist() for count in (30, 24)]
+    rows = RtxEngine(built(bundle_of(kind, "fp16", "rtx")), threads=1).open((30, 24))
+    decoder = load_decoder(checkpoint)
+    with torch.inference_mode():
+        expected = [decoder.lm_head(decoder.hidden(torch.tensor([row]))[0]).numpy() for row in tokens]
+    low, high = checkpoint.vocabulary.code_range
+
+    def feed(*parts, head="text"):
+        got = rows.forward([Fed(row, tokens[row][a:b], last) for row, a, b, last in parts], head)
+        for (row, _, b, last), logits in zip(parts, got, strict=True):
+            wanted = expected[row][b - last : b, slice(low, high) if head == "image" else slice(None)]
+            np.testing.assert_allclose(logits, wanted, atol=5e-3 * np.abs(expected[row]).max())
+
+    feed((0, 0, 9, 1), (1, 0, 3, 1))
+    feed((0, 9, 16, 7))
+    rows.rollback(0, 10)
+    feed((1, 3, 10, 6), (0, 10, 12, 2), head="image")
+    feed((0, 12, 13, 1), (1, 10, 11, 1), head="image")
+    feed((1, 11, 24, 13), (0, 13, 30, 8))
+    assert [rows.length(row) for row in (0, 1)] == [30, 24]
+
+
+def test_golden_logits(cuda, bundle_of):
+    engine = RtxEngine(built(bundle_of("7b", "int8", "rtx")), threads=1)
+    assert recompute(engine.bundle, engine) <= 3e-3
+
+
+def test_a_picture_is_the_one_that_onnxruntime_draws(cuda, bundle_of, monkeypatch):
+    model = Model(built(bundle_of("7b", "fp16", "rtx")))
+    settings = {"size": (128, 128), "seed": 3, "guidance": 2.0, "top_k": 1}
+    drawn = model.generate("a red cube", **settings)
+    exact = Model(bundle_of("7b", "fp32", "cpu")).generate("a red cube", **settings)
+    assert np.abs(np.asarray(drawn, int) - np.asarray(exact, int)).mean() < 1
+    assert model.chat().context <= model.engine.most_tokens
+
+
+@pytest.mark.parametrize("size", [(64, 96), (128, 128)])
+def test_pictures_in_and_out(size, cuda, bundle_of):
+    """The trained square has a profile of its own."""
+    engine = RtxEngine(built(bundle_of("7b", "fp16", "rtx")), threads=1)
+    onnxruntime = OrtEngine(bundle_of("7b", "fp32", "cpu"), threads=1)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    codes = engine.encode_pixels(pixels)
+    np.testing.assert_array_equal(codes, onnxruntime.encode_pixels(pixels))
+    np.testing.assert_array_equal(engine.decode_pixels(codes), onnxruntime.decode_pixels(codes))
+
+
+def test_a_prompt_is_copied_from_row_to_row(cuda, bundle_of):
+    rows = RtxEngine(built(bundle_of("7b", "fp16", "rtx")), threads=1).open((12, 9))
+    rows.forward([Fed(0, [1, 20, 30, 40])], "text")
+    rows.copy_prefix(0, 1, 3)
+    one = rows.forward([Fed(1, [50, 60])], "text")[0].copy()
+    rows.rollback(0, 3)
+    np.testing.assert_array_equal(one, rows.forward([Fed(0, [50, 60])], "text")[0])
+
+
+def test_what_compiles_on_the_machine_is_kept(cuda, bundle_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(plans.platformdirs, "user_cache_dir", lambda _: str(tmp_path))
+    engine = RtxEngine(built(bundle_of("7b", "fp16", "rtx")), threads=1)
+    engine.open((8, 8))
+    digest = engine.bundle.digest
+    del engine
+    assert (tmp_path / f"rtx-{digest[:32]}.kernels").read_bytes() == b"kernels"
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ({"graphs": ()}, "has no plan of decoder, a GPU is SM 89; compile its plans again: mgpt build .* --sm 89"),
+        ({"sms": (120,)}, "has plans of decoder for SM 120, a GPU is SM 89"),
+        ({"version": "1.2"}, "was compiled with TensorRT for RTX 1.2, installed is 1.7.1"),
+    ],
+)
+def test_no_plan_that_fits(made, said, cuda, bundle_of):
+    with pytest.raises(IncompatibleEngine, match=said):
+        RtxEngine(built(bundle_of("7b", "fp16", "rtx"), **made), threads=1)
+
+
+def test_a_plan_that_tensorrt_refuses(cuda, bundle_of, monkeypatch):
+    bundle = built(bundle_of("7b", "fp16", "rtx"))
+    (bundle.folder / "rtx.decoder.sm86-89.plan").write_bytes(b"of another version")
+    with pytest.raises(IncompatibleEngine, match=r"TensorRT for RTX 1.7.1 on a GPU refuses .*mgpt build"):
+        RtxEngine(bundle, threads=1)
+
+
+def test_a_conversation_longer_than_the_cache(cuda, bundle_of):
+    engine = RtxEngine(built(bundle_of("7b", "fp16", "rtx")), threads=1)
+    with pytest.raises(OutOfMemory, match=rf"100000 tokens wanted, the plans of .* hold {engine.most_tokens}"):
+        engine.open((100000, 5))
+    cuda.free = 1000
+    with pytest.raises(OutOfMemory, match="0 MiB are free"):
+        engine.open((8, 8))
+
+
+def test_no_driver(bundle_of, monkeypatch):
+    cuda = FakeCuda()
+    monkeypatch.setattr(cuda, "cudaSetDevice", lambda _: (type(cuda).cudaError_t(2),))
+    monkeypatch.setattr(gpu, "_runtime", lambda: cuda)
+    with pytest.raises(IncompatibleEngine, match=r"cudaSetDevice gives .*mgpt doctor"):
+        RtxEngine(bundle_of("7b", "fp16", "rtx"), threads=1)
