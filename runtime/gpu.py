@@ -27,7 +27,7 @@ class Gpu:
         properties = self._call("cudaGetDeviceProperties", 0)
         self.name = properties.name.rstrip(b"\0").decode()
         self.sm = 10 * properties.major + properties.minor
-        self.stream = self._call("cudaStreamCreate")
+        self.stream = int(self._call("cudaStreamCreate"))
 
     def free_bytes(self) -> int:
         return int(self._call("cudaMemGetInfo")[0])

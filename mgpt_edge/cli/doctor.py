@@ -37,11 +37,11 @@ def _facts() -> dict[str, Any]:
 
     cores = memory.physical_cores()
     bandwidth = _native.read_bandwidth(BANDWIDTH_BYTES, cores, BANDWIDTH_SECONDS)
-    names = ("mgpt-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx", "tensorrt", "torch")
+    names = ("mgpt-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx", "tensorrt", "cuda-python", "torch")
     return {
         "python": f"{sys.version.split()[0]} on {platform.platform()}",
         **{name: installed(name) for name in names},
-        "engine": _engine(),
+        **_engines(),
         "decoder kernels": " ".join(_native.decoder_kernels()),
         "cores": cores,
         "cpu features": " ".join(name for name, there in _native.cpu_features().items() if there) or "none known",
@@ -52,32 +52,21 @@ def _facts() -> dict[str, Any]:
     }
 
 
-def _engine() -> str:
-    from mgpt_edge.runtime.engines.graphs import onnxruntime
-    from mgpt_edge.runtime.errors import IncompatibleEngine
+def _engines() -> dict[str, str]:
+    from mgpt_edge.runtime.engines import ENGINES, missing
 
-    try:
-        module = onnxruntime()
-    except IncompatibleEngine as error:
-        return f"none: {error}"
-    return f"ONNX Runtime {module.__version__}: {', '.join(module.get_available_providers())}"
+    lacking = {name: missing(name) for name in ENGINES}
+    return {f"engine {name}": "ready" if lack is None else f"no: {lack}" for name, lack in lacking.items()}
 
 
 def _gpu() -> str:
-    """The first CUDA device's name by the driver, or why there is none."""
-    import ctypes
+    """The GPU as cuda-python sees it, or why there is none."""
+    from mgpt_edge.runtime.errors import IncompatibleEngine
+    from mgpt_edge.runtime.gpu import Gpu
+    from mgpt_edge.runtime.memory import mebibytes
 
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "none: there is no NVIDIA driver (libcuda.so.1)"
-    status = driver.cuInit(0)
-    if status:
-        return f"none: the NVIDIA driver does not start (cuInit gives {status})"
-    count, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(128)
-    driver.cuDeviceGetCount(ctypes.byref(count))
-    if not count.value:
-        return "none: the NVIDIA driver knows no device"
-    driver.cuDeviceGet(ctypes.byref(device), 0)
-    driver.cuDeviceGetName(name, len(name), device)
-    return f"{name.value.decode()}; this version runs on the CPU only"
+        gpu = Gpu()
+    except IncompatibleEngine as error:
+        return f"none: {error}"
+    return f"{gpu.name}, SM {gpu.sm}, {mebibytes(gpu.free_bytes())} free"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mgpt_edge.runtime.engines.cuda import CudaEngine
+from mgpt_edge.runtime.engines.cuda import CudaEngine, check_provider
+from mgpt_edge.runtime.engines.graphs import onnxruntime
 from mgpt_edge.runtime.engines.native import NativeEngine
 from mgpt_edge.runtime.engines.ort import OrtEngine
+from mgpt_edge.runtime.engines.plans import tensorrt_rtx
 from mgpt_edge.runtime.engines.rtx import RtxEngine
 from mgpt_edge.runtime.errors import IncompatibleEngine
+from mgpt_edge.runtime.gpu import Gpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,15 +26,31 @@ ENGINES: dict[str, Callable[[Bundle, int], Engine]] = {
     "cuda": CudaEngine,
 }
 
+CHECKS: dict[str, Callable[[], object]] = {
+    "native": onnxruntime,  # for the VQ model
+    "cpu": onnxruntime,
+    "rtx": lambda: (Gpu(), tensorrt_rtx()),
+    "cuda": lambda: check_provider(Gpu()),
+}
+
 
 def load_engine(bundle: Bundle, threads: int) -> Engine:
     """The engine that a bundle was exported for.
 
     Raises:
-        IncompatibleEngine: this version has no such engine, or what it needs is not installed.
+        IncompatibleEngine: this version has no such engine, or what it needs is not here.
     """
     name = bundle.manifest.engine
     if name not in ENGINES:
         msg = f"{bundle.folder} was exported for engine {name!r}; this version runs {', '.join(ENGINES)}"
         raise IncompatibleEngine(msg)
     return ENGINES[name](bundle, threads)
+
+
+def missing(name: str) -> str | None:
+    """What an engine lacks on this machine, or None where it can run."""
+    try:
+        CHECKS[name]()
+    except IncompatibleEngine as error:
+        return str(error)
+    return None

@@ -24,6 +24,22 @@ PROVIDER = "CUDAExecutionProvider"
 HALF_BYTES = 2
 
 
+def check_provider(gpu: Gpu, wanted: str = PROVIDER, got: list[str] | None = None) -> None:
+    """Whether ONNX Runtime has the provider, or a session got it.
+
+    Raises:
+        IncompatibleEngine: no.
+    """
+    got = onnxruntime().get_available_providers() if got is None else got
+    if wanted not in got:
+        msg = (
+            f"onnxruntime {onnxruntime().__version__} does not run on {gpu.name}, but on {', '.join(got)}; "
+            "it takes ONNX Runtime's GPU package, alone: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'mgpt-edge[cuda]'"
+        )
+        raise IncompatibleEngine(msg)
+
+
 class CudaEngine(OrtEngine):
     """The graphs of a `cuda` bundle.
 
@@ -41,22 +57,14 @@ class CudaEngine(OrtEngine):
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         self.gpu = Gpu()
-        self._check(onnxruntime().get_available_providers())
+        check_provider(self.gpu, self.provider)
         super().__init__(bundle, threads)
 
     def session(self, name: str) -> Any:
         session = super().session(name)
-        self._check(session.get_providers())  # where its libraries can't be loaded, ONNX Runtime takes the CPU
+        # Where its libraries can't be loaded, ONNX Runtime takes the CPU.
+        check_provider(self.gpu, self.provider, session.get_providers())
         return session
-
-    def _check(self, providers: list[str]) -> None:
-        if self.provider not in providers:
-            msg = (
-                f"onnxruntime {onnxruntime().__version__} does not run on {self.gpu.name}, but on "
-                f"{', '.join(providers)}; it takes ONNX Runtime's GPU package, alone: "
-                "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'mgpt-edge[cuda]'"
-            )
-            raise IncompatibleEngine(msg)
 
     def free_bytes(self) -> int:
         return self.gpu.free_bytes()

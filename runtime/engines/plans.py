@@ -38,7 +38,7 @@ class Plans:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self.gpu = Gpu()
-        self.trt = _tensorrt()
+        self.trt = tensorrt_rtx()
         self._engines: dict[str, Any] = {}
         self.engine("decoder")
 
@@ -152,10 +152,15 @@ def _store(cache: Any, path: Path) -> None:
         return  # a read-only home: the next process compiles again
 
 
-def _tensorrt() -> Any:
+def tensorrt_rtx() -> Any:
+    """The installed module of TensorRT for RTX.
+
+    Raises:
+        IncompatibleEngine: none is.
+    """
     try:
-        import tensorrt_rtx
+        import tensorrt_rtx as module
     except ImportError as error:
         msg = f"TensorRT for RTX can't be imported ({error}); install it: pip install 'mgpt-edge[rtx]'"
         raise IncompatibleEngine(msg) from error
-    return tensorrt_rtx
+    return module

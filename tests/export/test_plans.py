@@ -157,10 +157,3 @@ def test_without_tensorrt_the_extra_is_named(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(IncompatibleEngine, match=r"pip install 'mgpt-edge\[rtx\]'"):
         plans.build_plans(bundle, [89])
-
-
-def test_the_runtime_says_that_it_cannot_run_it(bundle):
-    from mgpt_edge.runtime.engines import load_engine
-
-    with pytest.raises(IncompatibleEngine, match="exported for engine 'rtx'"):
-        load_engine(bundle, 1)

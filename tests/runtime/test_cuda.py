@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,7 @@ def test_a_provider_that_falls_back_is_an_error(fake, bundle_of):
         CudaEngine(bundle_of("7b", "fp16", "cuda"), threads=1)
 
 
-def test_no_cuda_python_is_explained(bundle_of):
+def test_no_cuda_python_is_explained(bundle_of, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(IncompatibleEngine, match=r"cuda-python can't be imported .*mgpt-edge\[cuda\]"):
         CudaEngine(bundle_of("7b", "fp16", "cuda"), threads=1)

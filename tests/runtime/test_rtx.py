@@ -33,7 +33,7 @@ VERSION = "1.7.1"
 def cuda(monkeypatch):
     fake = FakeCuda(sm=89)
     monkeypatch.setattr(gpu, "_runtime", lambda: fake)
-    monkeypatch.setattr(plans, "_tensorrt", lambda: FakeTensorRT(fake, VERSION))
+    monkeypatch.setattr(plans, "tensorrt_rtx", lambda: FakeTensorRT(fake, VERSION))
     return fake
 
 
