@@ -154,7 +154,7 @@ def test_doctor(mgpt):
     assert code == 0
     assert facts["cores"] >= 1
     assert float(facts["memory read"].split()[0]) > 0.1
-    assert "ONNX Runtime" in facts["engine"]
+    assert facts["engine native"] == "ready"
 
 
 def test_ctrl_c_saves_the_rows_so_far(bundle, tmp_path):
