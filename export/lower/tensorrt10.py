@@ -71,11 +71,8 @@ def lower_head(
     model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str, largest: Largest | None = None
 ) -> ir.Model:
     """A traced head; `read("weight")` gives its rows of the vocabulary."""
-    graph, weights = model.graph, Weights(model.graph, read)
-    traced = graph.outputs[0]
-    kind, shape = traced.type, traced.shape
-    lower_linears(graph, weights, emit(precision, largest))
-    graph.outputs[0].type, graph.outputs[0].shape = kind, shape  # TensorRT infers no output's type
+    weights = Weights(model.graph, read)
+    lower_linears(model.graph, weights, emit(precision, largest))
     return _finish(model, weights, precision)
 
 

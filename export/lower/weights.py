@@ -55,9 +55,10 @@ class Weights:
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:
-    """Puts `new` where `old` was, under its name if that is the graph's."""
+    """Puts `new` where `old` was; a graph's output keeps its name, and its type, which TensorRT infers of none."""
     if old.is_graph_output():
         old.name, new.name = None, old.name
+        new.type, new.shape = old.type, old.shape
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
