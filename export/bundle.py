@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 from mgpt_edge.export import trace
 from mgpt_edge.export.checkpoint import to_array
 from mgpt_edge.export.engines import ENGINES, best_engine
-from mgpt_edge.export.equalise import equalise
+from mgpt_edge.export.equalise import equalise, smooth
 from mgpt_edge.export.forecast import describe, row_capacity
 from mgpt_edge.export.golden import golden_logits
 from mgpt_edge.export.graphfile import graph_bytes, write_graph
 from mgpt_edge.export.invariance import width_invariant
-from mgpt_edge.export.lower import cpu, cuda, native, tensorrt
+from mgpt_edge.export.lower import cpu, cuda, native, tensorrt, tensorrt10
 from mgpt_edge.export.lower.vq import lower_vq
 from mgpt_edge.export.quantise import CALIBRATED
+from mgpt_edge.export.targets import TARGETS
 from mgpt_edge.export.tokenizer import text_tokenizer
 from mgpt_edge.runtime import manifest as m
 from mgpt_edge.runtime.bundle import MANIFEST, Bundle, sha256, write_atomically
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str, int, int], None]
     """(what is being done, bytes written, bytes in all)"""
+
+LOWERINGS = {"cpu": cpu, "cuda": cuda, "rtx": tensorrt, "tensorrt": tensorrt, "tensorrt10": tensorrt10}
 
 
 def export_bundle(
@@ -62,8 +65,8 @@ def export_bundle(
         precision: one of `ENGINES[engine]`.
         engine: one of `ENGINES`; unless given, the first that has the precision.
         target_size: side in pixels it was trained for, where the checkpoint does not say.
-        statistics: of what the linears are given. `fp8` takes its scales from them; for other precisions the weights
-            are rescaled by them before they are rounded.
+        statistics: of what the linears are given. `fp8` and `nvfp4` take their scales from them; for other precisions
+            the weights are rescaled by them before they are rounded, and `w8a8` does both.
         progress: told after each weight.
 
     Raises:
@@ -74,11 +77,11 @@ def export_bundle(
     engine = engine or best_engine(precision)
     _check_request(checkpoint, precision, engine, target_size, statistics)
     target_size = target_size or checkpoint.defaults.target_size
-    if statistics is not None and precision not in CALIBRATED:
+    if statistics is not None:
         progress("rescaling", 0, 1)
-        checkpoint, statistics = equalise(checkpoint, statistics, precision, engine), None
+        checkpoint, statistics = _rescaled(checkpoint, statistics, precision, engine)
     with _temporary(out) as folder:
-        graphs = _vq_graphs(checkpoint, tensorrt=engine == "rtx")
+        graphs = _vq_graphs(checkpoint, tensorrt=engine in TARGETS)
         if engine != "native":
             graphs = _decoder_graphs(checkpoint, precision, engine, target_size, statistics) | graphs
         parts = {name: write_graph(graph, folder, name) for name, graph in graphs.items()}
@@ -126,6 +129,17 @@ def _check_request(
         raise InvalidRequest(msg)
 
 
+def _rescaled(
+    checkpoint: Checkpoint, statistics: Statistics, precision: str, engine: str
+) -> tuple[Checkpoint, Statistics | None]:
+    """What is rounded, and what its scales of activations are taken from."""
+    if precision == "w8a8":
+        return smooth(checkpoint, statistics)
+    if precision in CALIBRATED:
+        return checkpoint, statistics
+    return equalise(checkpoint, statistics, precision, engine), None
+
+
 @contextlib.contextmanager
 def _temporary(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes `out` at the end, or vanishes."""
@@ -154,14 +168,14 @@ def _decoder_graphs(
 ) -> dict[str, ir.Model]:
     config, vocabulary = checkpoint.config, checkpoint.vocabulary
     traced = trace.trace_decoder(config, checkpoint.norm_groups)
-    if engine == "rtx":
+    lower = LOWERINGS[engine]
+    if engine in TARGETS:
         largest = statistics and statistics.largest_of
-        decoder = tensorrt.lower_decoder(
+        decoder = lower.lower_decoder(
             traced, checkpoint.array, precision, row_capacity(checkpoint, target_size), largest
         )
-        lower_head = partial(tensorrt.lower_head, largest=statistics and (lambda _: largest("lm_head.weight")))
+        lower_head = partial(lower.lower_head, largest=statistics and (lambda _: largest("lm_head.weight")))
     else:
-        lower = {"cpu": cpu, "cuda": cuda}[engine]
         lower_head, decoder = lower.lower_head, lower.lower_decoder(traced, checkpoint.array, precision)
 
     def head(start: int, stop: int) -> ir.Model:

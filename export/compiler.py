@@ -1,49 +1,24 @@
-"""TensorRT for RTX's compiler: an ONNX file in, the bytes of one engine for several GPUs out."""
+"""TensorRT's compiler: an ONNX file in, the bytes of an engine out."""
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
-from mgpt_edge.runtime.errors import IncompatibleEngine, InvalidRequest
+from mgpt_edge.runtime.errors import IncompatibleEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from mgpt_edge.export.targets import Target
+
     Profile = Mapping[str, tuple[int, int, int]]
     """Name of a dimension -> its smallest, usual and largest size."""
 
-DECODE_KERNEL = re.compile(rb"function=\{ name=_gemv_mha_v\d+ ")
-"""A call of the single-token attention in a plan: the kernels stand in it as source, once for all GPUs."""
-
-
-def version() -> str:
-    return str(_tensorrt().__version__)
-
-
-def check_sms(sms: Sequence[int]) -> list[int]:
-    """The compute capabilities in order, each once.
-
-    Raises:
-        InvalidRequest: one that TensorRT for RTX can't compile for.
-        IncompatibleEngine: TensorRT for RTX is not installed.
-    """
-    known = sorted(int(name[2:]) for name in _tensorrt().ComputeCapability.__members__ if name.startswith("SM"))
-    unknown = [sm for sm in sms if sm not in known]
-    if unknown or not sms:
-        msg = (
-            f"TensorRT for RTX {version()} compiles for SM {', '.join(map(str, known))}, "
-            f"not for {', '.join(map(str, unknown)) or 'none'}; 86 is Ampere (RTX 30), 89 Ada (RTX 40), "
-            "120 Blackwell (RTX 50)"
-        )
-        raise InvalidRequest(msg)
-    return sorted(set(sms))
-
 
 def compile_graph(
+    target: Target,
     path: Path,
-    sms: Sequence[int],
     profiles: Sequence[Profile],
     *,
     attentions: int,
@@ -52,43 +27,42 @@ def compile_graph(
     """Compiles one graph.
 
     Args:
+        target: the TensorRT, and the GPUs.
         path: of the ONNX file; its data lies beside it.
-        sms: as `check_sms` gives them.
         profiles: each has kernels of its own.
-        attentions: how many calls of the single-token attention kernel the engine must hold.
+        attentions: how many calls of the single-token attention kernel the engine must hold, where that can be seen.
         progress: (phase, steps done, steps in all).
 
     Raises:
         IncompatibleEngine: TensorRT refuses the graph, ignores part of it, or has no single-token attention for it.
     """
-    trt = _tensorrt()
+    trt = target.trt
     log = _log(trt)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _parse(trt, network, log, path)
+    _parse(target, network, log, path)
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # keeps the names of layers and kernels in the plan
     config.progress_monitor = _monitor(trt, progress)
-    config.num_compute_capabilities = len(sms)
-    for index, sm in enumerate(sms):
-        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), index)
+    target.configure(config)
     for profile in profiles:
         config.add_optimization_profile(_shapes(builder, network, profile))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        msg = f"TensorRT for RTX {version()} can't compile {path}: {log.said()}"
+        msg = f"{target.title} {target.version} can't compile {path}: {log.said()}"
         raise IncompatibleEngine(msg)
-    _check_attention(path, plan, attentions)
+    target.check_plan(path, plan, attentions)
     return memoryview(plan)
 
 
-def _parse(trt: Any, network: Any, log: Any, path: Path) -> None:
+def _parse(target: Target, network: Any, log: Any, path: Path) -> None:
     """Reads the graph; what the parser warns of, it has left out or changed."""
-    parser = trt.OnnxParser(network, log)
+    parser = target.trt.OnnxParser(network, log)
+    log.messages.clear()  # of its start: nothing about the graph
     read = parser.parse_from_file(str(path))
     errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
     if not read or errors or log.messages:
-        msg = f"TensorRT for RTX {version()} does not take all of {path}: {'; '.join(errors) or log.said()}"
+        msg = f"{target.title} {target.version} does not take all of {path}: {'; '.join(errors) or log.said()}"
         raise IncompatibleEngine(msg)
 
 
@@ -102,17 +76,6 @@ def _shapes(builder: Any, network: Any, profile: Profile) -> Any:
         ]
         shapes.set_shape(value.name, *zip(*sizes, strict=True))
     return shapes
-
-
-def _check_attention(path: Path, plan: Any, wanted: int) -> None:
-    """Only where there is a GPU can a plan be opened and its layers be listed; but the calls stand in it as text."""
-    found = len(DECODE_KERNEL.findall(memoryview(plan)))
-    if found < wanted:
-        msg = (
-            f"TensorRT for RTX {version()} gave {path} {found} single-token attention kernels for {wanted} layers: "
-            "each token would be slow; nothing was kept. Version 1.7.1 is known to give one for each"
-        )
-        raise IncompatibleEngine(msg)
 
 
 def _log(trt: Any) -> Any:
@@ -153,12 +116,3 @@ def _monitor(trt: Any, progress: Callable[[str, int, int], None]) -> Any:
             progress(phase, self.steps[phase], self.steps.pop(phase))
 
     return Monitor()
-
-
-def _tensorrt() -> Any:
-    try:
-        import tensorrt_rtx
-    except ImportError as error:
-        msg = f"TensorRT for RTX can't be imported ({error}); install it: pip install 'mgpt-edge[rtx]'"
-        raise IncompatibleEngine(msg) from error
-    return tensorrt_rtx

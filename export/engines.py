@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mgpt_edge.export.lower import cuda, tensorrt
+from mgpt_edge.export.lower import cuda, tensorrt, tensorrt10
 from mgpt_edge.export.lower.linears import PRECISIONS
 
 ENGINES: dict[str, tuple[str, ...]] = {
@@ -10,6 +10,8 @@ ENGINES: dict[str, tuple[str, ...]] = {
     "cpu": PRECISIONS,
     "rtx": tensorrt.PRECISIONS,
     "cuda": cuda.PRECISIONS,
+    "tensorrt": tensorrt.PRECISIONS,
+    "tensorrt10": tensorrt10.PRECISIONS,
 }
 """Engine -> the precisions it has, the best engine first."""
 

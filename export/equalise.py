@@ -1,12 +1,13 @@
 """Weights and the inputs they meet, rescaled against each other so that rounding weights to few bits costs less.
 
 A channel of an input is multiplied by 1/s where it is made and by s where it is read: in float32 nothing changes.
-Channels that carry much then have finer steps (activation-aware quantisation, arXiv 2306.00978).
+Channels that carry much then have finer steps (activation-aware quantisation, arXiv 2306.00978); or, where inputs are
+rounded too and with one step for all channels, the weights take over what is large in them (SmoothQuant, 2211.10438).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,14 +56,38 @@ class Equalised(Checkpoint):
 
 def equalise(checkpoint: Checkpoint, statistics: Statistics, precision: str, engine: str) -> Equalised:
     """The checkpoint rescaled for weights as `engine` rounds them in `precision`."""
+
+    def best(name: str, readers: tuple[str, ...]) -> Tensor:
+        return _factors(checkpoint, readers, statistics.square[name], lambda w: rounded(w, precision, engine))
+
+    return _rescaled(checkpoint, best)[0]
+
+
+def smooth(checkpoint: Checkpoint, statistics: Statistics) -> tuple[Equalised, Statistics]:
+    """The checkpoint rescaled so that no channel of an input is much larger than others, and what is measured then."""
+
+    def even(name: str, readers: tuple[str, ...]) -> Tensor:
+        weights = torch.stack([checkpoint.tensor(reader).abs().amax(0).float() for reader in readers]).amax(0)
+        return _powers_of_two((_positive(statistics.largest[name]) / _positive(weights)).sqrt())
+
+    changed, factors = _rescaled(checkpoint, even)
+    largest = {name: value / factors.get(name, 1.0) for name, value in statistics.largest.items()}
+    square = {name: value / factors.get(name, 1.0) ** 2 for name, value in statistics.square.items()}
+    return changed, replace(statistics, largest=largest, square=square)
+
+
+def _rescaled(
+    checkpoint: Checkpoint, choose: Callable[[str, tuple[str, ...]], Tensor]
+) -> tuple[Equalised, dict[str, Tensor]]:
+    """The checkpoint under the factors that are chosen for each input, and they by its name."""
     read: dict[str, Tensor] = {}
     made: dict[str, Tensor] = {}
+    chosen: dict[str, Tensor] = {}
     for name, maker, readers in _inputs(checkpoint.config):
-        factors = _factors(checkpoint, readers, statistics.square[name], lambda w: rounded(w, precision, engine))
-        read |= dict.fromkeys(readers, factors)
-        made[maker] = factors
+        chosen[name] = made[maker] = choose(name, readers)
+        read |= dict.fromkeys(readers, chosen[name])
     inherited = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
-    return Equalised(**inherited, read=read, made=made)
+    return Equalised(**inherited, read=read, made=made), chosen
 
 
 def _inputs(config: DecoderConfig) -> Iterator[tuple[str, str, tuple[str, ...]]]:
@@ -104,6 +129,14 @@ def _factors(
 
 
 def _candidate(square: Tensor, exponent: float) -> Tensor:
-    """Root mean squares to a power, about 1 in the middle, and powers of two: dividing by them is exact."""
-    factors = square.clamp_min(square.max() * 1e-8).clamp_min(1e-30).pow(exponent / 2)
+    """Root mean squares to a power."""
+    return _powers_of_two(_positive(square.sqrt()).pow(exponent))
+
+
+def _positive(magnitudes: Tensor) -> Tensor:
+    return magnitudes.clamp_min(magnitudes.max() * 1e-4).clamp_min(1e-15)
+
+
+def _powers_of_two(factors: Tensor) -> Tensor:
+    """About 1 in the middle, and powers of two: dividing by them is exact."""
     return torch.exp2(torch.round(torch.log2(factors / factors.log().mean().exp())))

@@ -1,4 +1,4 @@
-"""A bundle's graphs compiled to engines of TensorRT for RTX. No GPU is needed, and none is used."""
+"""A bundle's graphs compiled to engines of TensorRT. TensorRT for RTX needs no GPU for it, and uses none."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from mgpt_edge.export import compiler
+from mgpt_edge.export.targets import TARGETS
 from mgpt_edge.runtime import memory
 from mgpt_edge.runtime.bundle import MANIFEST, Bundle, sha256, write_atomically
 from mgpt_edge.runtime.engines.rtx import ROWS, WIDEST
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mgpt_edge.export.compiler import Profile
+    from mgpt_edge.export.targets import Target
     from mgpt_edge.runtime.manifest import Manifest
 
     Progress = Callable[[str, int, int], None]
@@ -36,7 +38,7 @@ def forecast_bytes(bundle: Bundle) -> int:
     Raises:
         BundleError: the bundle has no graphs for TensorRT.
     """
-    if bundle.manifest.engine != "rtx":
+    if bundle.manifest.engine not in TARGETS:
         msg = (
             f"{bundle.folder} was exported for engine {bundle.manifest.engine!r}, which TensorRT can't compile; "
             "export the checkpoint again: mgpt export CHECKPOINT --engine rtx --precision int4 -o BUNDLE"
@@ -69,25 +71,27 @@ def _sides(codes: tuple[int, int, int], stride: int) -> Profile:
 
 
 def build_plans(bundle: Bundle, sms: Sequence[int], progress: Progress = lambda *_: None) -> Bundle:
-    """Compiles each graph to one plan for all of `sms`, into the bundle; what is there already is kept.
+    """Compiles each graph to one plan for all GPUs, into the bundle; what is there already is kept.
 
     Args:
-        bundle: of engine `rtx`; every plan is recorded in its manifest as soon as it is written.
-        sms: compute capabilities without the point, such as 89.
+        bundle: of an engine of `TARGETS`; every plan is recorded in its manifest as soon as it is written.
+        sms: for engine `rtx` compute capabilities without the point, such as 89; none for others, which are compiled
+            for this machine's GPU.
         progress: told of each step.
 
     Raises:
         InvalidRequest: TensorRT for RTX has no such compute capability, or the bundle's precision is not for it.
-        IncompatibleEngine: it is not installed, or compiles something else than what was asked for.
+        IncompatibleEngine: TensorRT is not installed, in another version than the engine is for, or compiles something
+            else than what was asked for.
         BundleError: no graphs for TensorRT, a damaged one, or a folder that can't be written.
         OutOfMemory: compiling takes more than is free.
     """
-    need, version = forecast_bytes(bundle), compiler.version()
-    sms = compiler.check_sms(sms)
-    _check_precision(bundle, sms)
+    need, engine = forecast_bytes(bundle), bundle.manifest.engine
+    target = TARGETS[engine](engine, sms)
+    _check_precision(bundle, target.sms)
     for graph in _graphs(bundle):
-        name = f"rtx.{graph}.sm{'-'.join(map(str, sms))}.plan"
-        plan = Plan(graph=graph, sms=sms, tensorrt=version, key=_key(bundle, graph, sms, version))
+        name = f"{engine}.{graph}.sm{'-'.join(map(str, target.sms))}.plan"
+        plan = Plan(graph=graph, sms=target.sms, tensorrt=target.version, key=_key(bundle, graph, target))
         if bundle.manifest.plans.get(name) == plan:
             bundle.check_size(name, bundle.manifest.files[name])
             continue
@@ -95,10 +99,10 @@ def build_plans(bundle: Bundle, sms: Sequence[int], progress: Progress = lambda 
         if need > free:
             msg = (
                 f"compiling {bundle.folder} takes about {memory.mebibytes(need)}, {memory.mebibytes(free)} are free; "
-                "compile it on a machine with more memory, no GPU is needed, and copy the bundle"
+                f"{target.short_of_memory}"
             )
             raise OutOfMemory(msg)
-        bundle = _build(bundle, name, plan, progress)
+        bundle = _build(bundle, name, plan, target, progress)
     return bundle
 
 
@@ -113,14 +117,14 @@ def _check_precision(bundle: Bundle, sms: Sequence[int]) -> None:
         raise InvalidRequest(msg)
 
 
-def _build(bundle: Bundle, name: str, plan: Plan, progress: Progress) -> Bundle:
+def _build(bundle: Bundle, name: str, plan: Plan, target: Target, progress: Progress) -> Bundle:
     for part in _parts(bundle, plan.graph):
         bundle.check_size(part, bundle.manifest.files[part])
         bundle.check_hash(part, bundle.manifest.files[part])
     layers = bundle.manifest.dimensions.layers if plan.graph == "decoder" else 0
     data = compiler.compile_graph(
+        target,
         bundle.folder / f"{plan.graph}.onnx",
-        plan.sms,
         profiles(bundle.manifest, plan.graph),
         attentions=layers,
         progress=lambda phase, done, total: progress(f"{plan.graph}: {phase}", done, total),
@@ -141,9 +145,9 @@ def _build(bundle: Bundle, name: str, plan: Plan, progress: Progress) -> Bundle:
     return Bundle(bundle.folder, manifest)
 
 
-def _key(bundle: Bundle, graph: str, sms: list[int], version: str) -> str:
+def _key(bundle: Bundle, graph: str, target: Target) -> str:
     parts = {part: asdict(bundle.manifest.files[part]) for part in _parts(bundle, graph)}
-    said = [parts, sms, version, profiles(bundle.manifest, graph)]
+    said = [parts, target.sms, target.version, profiles(bundle.manifest, graph)]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 

@@ -12,6 +12,7 @@ from mgpt_edge.export.quantise.fp8 import Fp8Linear
 from mgpt_edge.export.quantise.int4 import Int4Linear
 from mgpt_edge.export.quantise.int8 import Int8Linear
 from mgpt_edge.export.quantise.nvfp4 import Nvfp4Linear
+from mgpt_edge.export.quantise.w8a8 import W8A8Linear
 from mgpt_edge.export.quantise.weight_only import WeightOnlyLinear
 
 if TYPE_CHECKING:
@@ -29,11 +30,11 @@ def _int4(weight: Tensor) -> nn.Module:
 
 _CPU: dict[str, Scheme] = {"int8": Int8Linear, "int4": _int4}
 _GPU: dict[str, Scheme] = {precision: partial(WeightOnlyLinear, precision=precision) for precision in ("int8", "int4")}
-SCHEMES = {"native": _CPU, "cpu": _CPU, "cuda": _GPU, "rtx": _GPU}
+SCHEMES = {"native": _CPU, "cpu": _CPU, **dict.fromkeys(("cuda", "rtx", "tensorrt", "tensorrt10"), _GPU)}
 """What each engine makes of a linear layer, by precision; of any other its floats are kept."""
 
 
-_CALIBRATED = {"fp8": Fp8Linear, "nvfp4": Nvfp4Linear}
+_CALIBRATED = {"w8a8": W8A8Linear, "fp8": Fp8Linear, "nvfp4": Nvfp4Linear}
 CALIBRATED = frozenset(_CALIBRATED)
 """Precisions whose activations have scales that are fixed at export: they need statistics."""
 

@@ -1,4 +1,4 @@
-"""`mgpt build`: a bundle's graphs compiled to engines, for machines that need not be this one."""
+"""`mgpt build`: a bundle's graphs compiled to engines; those of TensorRT for RTX for machines other than this one."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ if TYPE_CHECKING:
 
 
 def build(
-    path: Annotated[Path, typer.Argument(help="Bundle that was exported for engine rtx.")],
-    sm: Annotated[str, typer.Option(help="Compute capabilities of the GPUs, such as 86,89,120.")],
+    path: Annotated[Path, typer.Argument(help="Bundle that was exported for engine rtx, tensorrt or tensorrt10.")],
+    sm: Annotated[
+        str | None, typer.Option(help="Engine rtx: compute capabilities of the GPUs, such as 86,89,120.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Compile a bundle's graphs to TensorRT for RTX engines, on any machine."""
+    """Compile a bundle's graphs to TensorRT engines: for RTX on any machine, others on the machine they are for."""
     from mgpt_edge.export.plans import build_plans, forecast_bytes
     from mgpt_edge.runtime import memory
     from mgpt_edge.runtime.bundle import Bundle
 
-    sms = _parse_sms(sm)
+    sms = [] if sm is None else _parse_sms(sm)
     bundle = Bundle.peek(path)
     if not as_json:
         free = memory.mebibytes(memory.available_bytes())

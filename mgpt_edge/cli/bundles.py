@@ -22,12 +22,12 @@ def export(
     checkpoint: Annotated[str, typer.Argument(help="Folder of a checkpoint, or a Hugging Face repository id.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle to make.")],
     vq: VQFolder = None,
-    precision: Annotated[str, typer.Option(help="fp32, fp16, int8, int4, fp8 or nvfp4.")] = "int8",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, int8, int4, w8a8, fp8 or nvfp4.")] = "int8",
     engine: Annotated[
         str | None,
         typer.Option(
-            help="native (int8, int4), cpu (fp32, int8, int4), cuda (fp16, int8, int4) or rtx (all but fp32); "
-            "the best unless given."
+            help="native (int8, int4), cpu (fp32, int8, int4), cuda (fp16, int8, int4), rtx or tensorrt (all but fp32) "
+            "or tensorrt10 (fp16, int8, int4, w8a8); the best unless given."
         ),
     ] = None,
     target_size: Annotated[int | None, typer.Option(help="Side in pixels that the checkpoint was trained for.")] = None,

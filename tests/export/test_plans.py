@@ -13,6 +13,7 @@ from mgpt_edge.export import compiler, plans
 from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.statistics import collect
+from mgpt_edge.export.targets import Rtx
 from mgpt_edge.runtime.bundle import Bundle, default_bundle
 from mgpt_edge.runtime.errors import BundleError, IncompatibleEngine, InvalidRequest, OutOfMemory
 from tests.families import write_checkpoint
@@ -52,7 +53,7 @@ def test_one_plan_a_graph_for_three_architectures(bundle, tensorrt, monkeypatch)
     assert opened.digest == bundle.digest
     name = "rtx.decoder.sm86-89-120.plan"
     layers = bundle.manifest.dimensions.layers
-    assert len(compiler.DECODE_KERNEL.findall((bundle.folder / name).read_bytes())) == layers
+    assert len(Rtx.DECODE_KERNEL.findall((bundle.folder / name).read_bytes())) == layers
     assert opened.manifest.weight_bytes == bundle.manifest.weight_bytes
 
     # What is there is not compiled again, whatever the order.
@@ -61,7 +62,7 @@ def test_one_plan_a_graph_for_three_architectures(bundle, tensorrt, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["int8", "int4", "fp8", "nvfp4"])
+@pytest.mark.parametrize("precision", ["int8", "int4", "w8a8", "fp8", "nvfp4"])
 def test_weights_of_few_bits_stay_so_in_the_plan(precision, tensorrt, tmp_path):
     write_checkpoint(tmp_path / "checkpoint", WIDE | {"intermediate_size": 8192}, vq=False)
     checkpoint = Checkpoint.open(tmp_path / "checkpoint")
@@ -107,7 +108,7 @@ def test_an_ignored_input_is_an_error(tensorrt, tmp_path):
     path = tmp_path / "attention.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 24)]), path)
     with pytest.raises(IncompatibleEngine, match="does not take all of"):
-        compiler.compile_graph(path, [89], [{}], attentions=0, progress=lambda *_: None)
+        compiler.compile_graph(Rtx("rtx", [89]), path, [{}], attentions=0, progress=lambda *_: None)
 
 
 def test_a_slow_attention_is_an_error(bundle, tensorrt, monkeypatch):

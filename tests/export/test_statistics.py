@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from mgpt_edge.bench.reference import chameleon
 from mgpt_edge.export import statistics
 from mgpt_edge.export.checkpoint import Checkpoint
-from mgpt_edge.export.equalise import equalise
+from mgpt_edge.export.equalise import equalise, smooth
 from mgpt_edge.export.golden import golden_logits
 from mgpt_edge.export.quantise import rounded
 from mgpt_edge.export.statistics import INPUTS, Statistics, collect
@@ -156,6 +156,29 @@ def test_weights_are_rounded_better_where_it_matters(precision, engine, checkpoi
         return total
 
     assert wrong(changed) < 0.7 * wrong(checkpoint)
+
+
+def outliers(statistics_):
+    """The same statistics with a few channels that are a hundred times as large."""
+    rng = torch.Generator().manual_seed(0)
+    largest = {
+        name: value * torch.where(torch.rand(value.shape, generator=rng) < 0.05, 100.0, 1.0)
+        for name, value in statistics_.largest.items()
+    }
+    return Statistics(statistics_.checkpoint, statistics_.tokens, largest, statistics_.square)
+
+
+def test_smoothed_it_computes_the_same_with_smaller_inputs(checkpoint, measured):
+    given = outliers(measured[0])
+    changed, left = smooth(checkpoint, given)
+    tokens = torch.tensor([sequences(checkpoint)[0]])
+    with torch.inference_mode():
+        before, after = (load_decoder(one).logits(tokens) for one in (checkpoint, changed))
+    assert torch.equal(before, after)
+    weight = "model.layers.0.mlp.down_proj.weight"
+    torch.testing.assert_close(left.largest["0.gated"] * changed.read[weight], given.largest["0.gated"])
+    spread = [float(one.largest["0.gated"].max() / one.largest["0.gated"].median()) for one in (given, left)]
+    assert spread[1] < spread[0] / 4
 
 
 def test_golden_logits_follow_the_rescaled_weights(checkpoint, measured):

@@ -70,7 +70,7 @@ def test_equals_pytorch_on_ragged_rows(width, checkpoint, session):
     assert [value.name for value in session.get_outputs()[1:]] == [name.replace("past", "present") for name in cache]
 
 
-LARGEST = 3.0  # activations beyond it are cut off in fp8
+LARGEST = 3.0  # activations beyond it are cut off in w8a8 and fp8
 
 
 def head(weight, precision, folder):
@@ -83,7 +83,8 @@ def head(weight, precision, folder):
 
 
 @pytest.mark.parametrize(
-    ("precision", "width"), [("fp16", 64), ("int8", 64), ("int8", 256), ("int4", 256), ("int4", 320), ("fp8", 64)]
+    ("precision", "width"),
+    [("fp16", 64), ("int8", 64), ("int8", 256), ("int4", 256), ("int4", 320), ("w8a8", 64), ("fp8", 64)],
 )
 def test_head_equals_pytorch(precision, width, tmp_path):
     """Also of a width that blocks of 4 bits don't divide."""
@@ -109,7 +110,7 @@ def test_nvfp4_equals_pytorch_by_the_reference_evaluator(tmp_path):
     assert 0.02 < np.abs(expected - x @ weight.T).max() / np.abs(expected).max() < 0.2
 
 
-@pytest.mark.parametrize(("precision", "bits"), [("int8", 8), ("fp8", 8), ("int4", 4)])
+@pytest.mark.parametrize(("precision", "bits"), [("int8", 8), ("w8a8", 8), ("fp8", 8), ("int4", 4)])
 def test_weights_of_few_bits_are_stored_as_such(precision, bits, tmp_path):
     head(np.random.default_rng(1).standard_normal((256, 512), np.float32), precision, tmp_path)
     scales = 256 * (4 if bits == 4 else 1) * 2
