@@ -8,9 +8,11 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from mgpt_edge.export import compiler
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.graphfile import write_graph
 from mgpt_edge.export.lower import tensorrt10
+from mgpt_edge.export.targets import Rtx
 from mgpt_edge.export.trace import trace_decoder
 from mgpt_edge.runtime.rotary import rotary_tables
 from tests.reference import load_decoder
@@ -94,3 +96,12 @@ def test_only_operators_that_the_old_parser_takes(precision, checkpoint, tmp_pat
     assert not model.functions
     assert {(opset.domain, opset.version) for opset in model.opset_import} == {("", 21 if precision == "int4" else 20)}
     ort.InferenceSession(tmp_path / "decoder.onnx", providers=["CPUExecutionProvider"])  # they exist in that opset
+
+
+@pytest.mark.parametrize("precision", ["int4", "w8a8"])
+def test_a_newer_tensorrt_takes_it_without_a_warning(precision, checkpoint, tmp_path):
+    """TensorRT 10 itself was never at hand; this one has its parser's successor."""
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'mgpt-edge[rtx]'")
+    path = lowered(checkpoint, precision, tmp_path)
+    widths = [{"rows": (2, 2, 2), "width": sizes} for sizes in ((1, 1, 1), (2, 16, 32))]
+    assert compiler.compile_graph(Rtx("rtx", [89]), path, widths, attentions=0, progress=lambda *_: None)
