@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 TEST_VENV := .venv-test
 TEST_BIN := $(TEST_VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+AARCH64 := $(CURDIR)/build/aarch64
 PIP_FLAGS := -q --disable-pip-version-check
 
-.PHONY: demo test test-slow test-gpu cuda lint typecheck mini clean
+.PHONY: demo test test-slow test-gpu cuda lint typecheck wheel-aarch64 test-aarch64 mini clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mgpt generate "a large red sphere on a gray floor" --seed 7 -o demo.png
@@ -54,6 +55,22 @@ cuda:
 # On a machine with a GPU, CUDA, cupy and pytest: everything about the kernels, in minutes. No package of ours is installed.
 test-gpu:
 	$(PYTHON) tests/gpu/run.py
+
+# The wheel for Linux on aarch64, built on x86-64: build/aarch64/*.whl. Its Python is the emulated machine's.
+wheel-aarch64: $(TEST_VENV)/.installed
+	$(TEST_BIN)/python tests/aarch64/machine.py $(AARCH64)
+	rm -f $(AARCH64)/*.whl
+	_PYTHON_HOST_PLATFORM=linux-aarch64 $(TEST_BIN)/pip wheel $(PIP_FLAGS) --no-deps --no-build-isolation -w $(AARCH64) . \
+		-C cmake.define.CMAKE_TOOLCHAIN_FILE=$(CURDIR)/csrc/aarch64.cmake \
+		-C cmake.define.CMAKE_CXX_FLAGS=-isystem$(AARCH64)/root/usr/include \
+		-C cmake.define.Python_INCLUDE_DIR=$(AARCH64)/root/usr/include/python3.11 \
+		-C cmake.define.PYTHON_MODULE_EXTENSION=.cpython-311-aarch64-linux-gnu.so
+
+# What that wheel computes, under qemu-user, beside this machine.
+test-aarch64: wheel-aarch64
+	$(TEST_BIN)/python -m pip install $(PIP_FLAGS) --no-deps --upgrade --target $(AARCH64)/site \
+		--platform linux_aarch64 --python-version 3.11 --only-binary :all: $(AARCH64)/*.whl
+	$(TEST_BIN)/python tests/aarch64/run.py $(AARCH64)
 
 # Trains the small model again from nothing: hours on two cores, resumable.
 mini: $(TEST_VENV)/.installed
