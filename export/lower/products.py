@@ -68,6 +68,11 @@ class _Linear:
         """Linears that were joined read the same."""
         return self.largest(self.name.partition("+")[0])
 
+    def rounded(self, scale: ir.Value, kind: np.dtype[np.generic] | type[np.generic]) -> ir.Value:
+        """The input as float16 through another type, which the zero point says: an attribute can from opset 21 on."""
+        step = [scale, self.weights.constant(np.zeros((), kind))]
+        return self.tape.op("DequantizeLinear", [self.tape.op("QuantizeLinear", [self.half(), *step]), *step])
+
     def unpacked(self, bits: int) -> ir.Value:
         """The float16 weight [in, out] that TensorRT never makes: it unpacks what is stored inside the product."""
         out, width = self.shape
@@ -98,11 +103,8 @@ def _int4(linear: _Linear) -> list[ir.Value]:
 
 def _w8a8(linear: _Linear) -> list[ir.Value]:
     """Both sides through 8 bits: TensorRT multiplies those."""
-    tape, constant = linear.tape, linear.weights.constant
-    # The zero point says "signed"; an attribute can only from opset 21 on.
-    step = [constant(w8a8.activation_scale(linear.largest_input())), constant(np.int8(0))]
-    kept = tape.op("QuantizeLinear", [linear.half(), *step])
-    return [tape.op("DequantizeLinear", [kept, *step]), linear.unpacked(8)]
+    scale = linear.weights.constant(w8a8.activation_scale(linear.largest_input()))
+    return [linear.rounded(scale, np.int8), linear.unpacked(8)]
 
 
 def _fp8(linear: _Linear) -> list[ir.Value]:
@@ -112,8 +114,7 @@ def _fp8(linear: _Linear) -> list[ir.Value]:
     values = weights.add(f"{name}.fp8", FP8, linear.shape[::-1], lambda: packed()[0])
     scales = weights.add(f"{name}.scale", HALF, linear.shape[:1], lambda: last(packed)[1])
     scale = weights.constant(fp8.activation_scale(linear.largest_input()))
-    kept = tape.op("QuantizeLinear", [linear.half(), scale], {"output_dtype": FP8.value})
-    return [tape.op("DequantizeLinear", [kept, scale]), tape.op("DequantizeLinear", [values, scales], {"axis": 1})]
+    return [linear.rounded(scale, FP8.numpy()), tape.op("DequantizeLinear", [values, scales], {"axis": 1})]
 
 
 def _nvfp4(linear: _Linear) -> list[ir.Value]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from mgpt_edge.export.lower.products import Largest
 
-PRECISIONS = ("fp16", "int8", "int4", "w8a8")
+PRECISIONS = ("fp16", "int8", "int4", "w8a8", "fp8")
 OPSET = 20
 OPSET_INT4 = 21  # the first in which ONNX has 4 bits, and blocks; TensorRT 10 reads both, and asks for no opset
 IR_VERSION = 10

@@ -27,7 +27,7 @@ def export(
         str | None,
         typer.Option(
             help="native (int8, int4), cpu (fp32, int8, int4), cuda (fp16, int8, int4), rtx or tensorrt (all but fp32) "
-            "or tensorrt10 (fp16, int8, int4, w8a8); the best unless given."
+            "or tensorrt10 (all but fp32 and nvfp4); the best unless given."
         ),
     ] = None,
     target_size: Annotated[int | None, typer.Option(help="Side in pixels that the checkpoint was trained for.")] = None,

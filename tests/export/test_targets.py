@@ -175,9 +175,9 @@ def test_without_it_or_short_of_memory_there_is_advice(bundle, installed, monkey
         plans.build_plans(opened, [])
 
 
-def test_no_floats_of_few_bits_before_11(checkpoint, tmp_path):
-    with pytest.raises(InvalidRequest, match="tensorrt10 has: fp16, int8, int4, w8a8"):
-        export_bundle(checkpoint, tmp_path / "bundle", precision="fp8", engine="tensorrt10")
+def test_no_floats_of_four_bits_before_11(checkpoint, tmp_path):
+    with pytest.raises(InvalidRequest, match="tensorrt10 has: fp16, int8, int4, w8a8, fp8"):
+        export_bundle(checkpoint, tmp_path / "bundle", precision="nvfp4", engine="tensorrt10")
 
 
 def test_w8a8_takes_its_scales_from_statistics(checkpoint, tmp_path):
