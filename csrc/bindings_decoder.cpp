@@ -20,6 +20,7 @@ namespace {
 using mgpt::cpu::Cache;
 using mgpt::cpu::Decoder;
 using mgpt::cpu::Dimensions;
+using mgpt::cpu::Embedding;
 using mgpt::cpu::Layer;
 using mgpt::cpu::Segment;
 using mgpt::cpu::Weights;
@@ -47,6 +48,14 @@ class Tensors {
   template <class T>
   bool is(const std::string& name) const {
     return arrays_.contains(name.c_str()) && py::isinstance<py::array_t<T, py::array::c_style>>(arrays_[name.c_str()]);
+  }
+
+  // Of 16 or of 8 bits, which its type says.
+  Embedding embedding(std::int64_t rows, std::int64_t hidden) const {
+    if (!is<std::int8_t>("embedding")) {
+      return {get<std::uint16_t>("embedding", rows * hidden), nullptr, nullptr};
+    }
+    return {nullptr, get<std::int8_t>("embedding", rows * hidden), get<float>("embedding.scale", rows)};
   }
 
   // Of 8 or of 4 bits, which the type of their scales says.
@@ -116,7 +125,7 @@ std::unique_ptr<Loaded> load(const py::dict& sizes, double norm_eps, bool norm_a
   if (kernels == nullptr) throw py::value_error("this machine has no kernels " + set);
   const Tensors named(tensors);
   mgpt::cpu::Model model{.dimensions = d,
-                         .embedding = named.get<std::uint16_t>("embedding", d.vocabulary * d.hidden),
+                         .embedding = named.embedding(d.vocabulary, d.hidden),
                          .layers = {},
                          .norm = named.get<float>("norm", d.hidden),
                          .head = named.weights("head", d.vocabulary, d.hidden),

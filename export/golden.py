@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mgpt_edge.export.model import Block, causal_attention
-from mgpt_edge.export.quantise import quantised_linear
+from mgpt_edge.export.quantise import embedded, quantised_linear
 from mgpt_edge.runtime.golden import Golden
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def hidden_states(
     """
     config = checkpoint.config
     tokens = torch.tensor([token for sequence in sequences for token in sequence])
-    parts = checkpoint.tensor("model.embed_tokens.weight")[tokens].float().split(list(map(len, sequences)))
+    rows = embedded(checkpoint.tensor("model.embed_tokens.weight")[tokens], precision, engine)
+    parts = rows.split(list(map(len, sequences)))
     for layer in range(config.num_layers):
         progress(layer, config.num_layers)
         block = load_block(checkpoint, layer, precision, engine, statistics)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-DTYPES = {"U8": np.uint8, "BF16": np.uint16, "F32": np.float32}
+DTYPES = {"U8": np.uint8, "I8": np.int8, "BF16": np.uint16, "F32": np.float32}
 """bfloat16 comes as its bits: NumPy has no such type."""
 LARGEST_HEADER = 100 << 20
 

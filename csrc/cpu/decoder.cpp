@@ -196,18 +196,24 @@ std::int64_t Decoder::feed(Cache& cache, std::span<const Segment> segments) {
   return static_cast<std::int64_t>(wanted);
 }
 
+void Embedding::row(std::int64_t id, std::int64_t hidden, float* out) const {
+  if (bytes != nullptr) {
+    for (std::int64_t i = 0; i < hidden; ++i) out[i] = static_cast<float>(bytes[id * hidden + i]) * scales[id];
+    return;
+  }
+  for (std::int64_t i = 0; i < hidden; ++i) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(brains[id * hidden + i]) << 16;
+    std::memcpy(out + i, &bits, sizeof bits);
+  }
+}
+
 void Decoder::run(Cache& cache, std::span<const Token> tokens, float* hidden) {
   const Dimensions& d = model_.dimensions;
   const auto rows = static_cast<std::int64_t>(tokens.size());
   team_.run([&](int member) {
     Workspace& work = *work_[static_cast<std::size_t>(member)];
     for (std::int64_t t = 0; t < rows; ++t) {
-      const std::uint16_t* row = model_.embedding + tokens[static_cast<std::size_t>(t)].id * d.hidden;
-      float* x = work.stream.data() + t * d.hidden;
-      for (std::int64_t i = 0; i < d.hidden; ++i) {
-        const std::uint32_t bits = static_cast<std::uint32_t>(row[i]) << 16;
-        std::memcpy(x + i, &bits, sizeof bits);
-      }
+      model_.embedding.row(tokens[static_cast<std::size_t>(t)].id, d.hidden, work.stream.data() + t * d.hidden);
     }
     for (std::int64_t index = 0; index < d.layers; ++index) {
       const Layer& layer = model_.layers[static_cast<std::size_t>(index)];

@@ -39,9 +39,18 @@ struct Layer {
   const float* key_bias;
 };
 
+// [vocabulary, hidden]: bfloat16, or bytes with a scale a row; the other is null.
+struct Embedding {
+  const std::uint16_t* brains;
+  const std::int8_t* bytes;
+  const float* scales;
+
+  void row(std::int64_t id, std::int64_t hidden, float* out) const;
+};
+
 struct Model {
   Dimensions dimensions;
-  const std::uint16_t* embedding;  // bfloat16 [vocabulary, hidden]
+  Embedding embedding;
   std::vector<Layer> layers;
   const float* norm;
   Weights head;  // [vocabulary, hidden]

@@ -57,6 +57,13 @@ def quantised_linear(weight: Tensor, precision: str, engine: str, largest: float
     return linear
 
 
+def embedded(rows: Tensor, precision: str, engine: str) -> Tensor:
+    """Rows of the embedding [n, hidden] as an engine keeps them, float32."""
+    if engine == "native":
+        return Int8Linear(rows).rounded if precision == "int4" else rows.bfloat16().float()
+    return rows.float()
+
+
 def rounded(weight: Tensor, precision: str, engine: str) -> Tensor:
     """The weight [out, in] that is left of one in `precision`."""
     linear = quantised_linear(weight, precision, engine, largest=1.0)

@@ -18,7 +18,7 @@ from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.golden import load_block
 from mgpt_edge.export.lower import native
 from mgpt_edge.export.model import causal_attention
-from mgpt_edge.export.quantise import int4, quantised_linear
+from mgpt_edge.export.quantise import embedded, int4, quantised_linear
 from mgpt_edge.runtime._native import decoder_kernels
 from mgpt_edge.runtime.engines import load_engine
 from mgpt_edge.runtime.engines.base import Fed
@@ -63,7 +63,7 @@ def every_logit(engine, sequence, widths=(None,)):
 def reference(checkpoint, sequence, precision):
     """Logits of every token by the plain PyTorch decoder, its linears as `precision` has them."""
     config = checkpoint.config
-    x = checkpoint.tensor("model.embed_tokens.weight")[sequence].to(torch.bfloat16).float()[None]
+    x = embedded(checkpoint.tensor("model.embed_tokens.weight")[sequence], precision, "native")[None]
     attend = causal_attention(config, len(sequence), x.device)
     for layer in range(config.num_layers):
         x = load_block(checkpoint, layer, precision, "native")(x, attend)
