@@ -11,7 +11,7 @@ from mgpt_edge.export import compiler
 from mgpt_edge.export.targets import TARGETS
 from mgpt_edge.runtime import memory
 from mgpt_edge.runtime.bundle import MANIFEST, Bundle, sha256, write_atomically
-from mgpt_edge.runtime.engines.rtx import ROWS, WIDEST
+from mgpt_edge.runtime.engines.tensorrt import ROWS, WIDEST
 from mgpt_edge.runtime.errors import BundleError, InvalidRequest, OutOfMemory
 from mgpt_edge.runtime.manifest import FileEntry, Plan
 
@@ -53,10 +53,10 @@ def profiles(manifest: Manifest, graph: str) -> tuple[Profile, Profile]:
     A pass of one token a row has kernels of its own; a VQ model's size of its own is the square it was trained for.
     """
     if graph == "decoder":
-        rows = {"rows": (ROWS,) * 3}
-        return {**rows, "width": (1, 1, 1)}, {**rows, "width": (2, 16, WIDEST)}
+        rows, widest = {"rows": (ROWS,) * 3}, WIDEST[manifest.engine]
+        return {**rows, "width": (1, 1, 1)}, {**rows, "width": (2, 16, widest)}
     if graph.startswith("head_"):
-        return {"n": (ROWS,) * 3}, {"n": (1, 32, ROWS * WIDEST)}
+        return {"n": (ROWS,) * 3}, {"n": (1, 32, ROWS * WIDEST[manifest.engine])}
     stride = manifest.pictures.stride
     usual = manifest.pictures.target_size // stride
     largest = max(usual, *(side // stride for size in manifest.pictures.trained_sizes for side in size))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mgpt_edge.runtime.engines.plans import library
 from mgpt_edge.runtime.errors import IncompatibleEngine, InvalidRequest
 from mgpt_edge.runtime.gpu import Gpu
 
@@ -24,17 +24,10 @@ class Target(ABC):
         sms: compute capabilities without the point, in order, each once.
     """
 
-    title: str
-    module: str
-    install: str
     short_of_memory: str
 
     def __init__(self, engine: str, sms: Sequence[int]) -> None:
-        try:
-            self.trt: Any = import_module(self.module)
-        except ImportError as error:
-            msg = f"{self.title} can't be imported ({error}); install it: {self.install}"
-            raise IncompatibleEngine(msg) from error
+        self.title, self.trt = library(engine)
         self.sms = self._choose(engine, sms)
 
     @property
@@ -57,7 +50,6 @@ class Target(ABC):
 class Rtx(Target):
     """TensorRT for RTX: compiles without a GPU, one plan for several architectures."""
 
-    title, module, install = "TensorRT for RTX", "tensorrt_rtx", "pip install 'mgpt-edge[rtx]'"
     short_of_memory = "compile it on a machine with more memory, no GPU is needed, and copy the bundle"
 
     DECODE_KERNEL = re.compile(rb"function=\{ name=_gemv_mha_v\d+ ")
@@ -97,8 +89,6 @@ class Machine(Target):
     It never ran: the tests put a module of their own in its place.
     """
 
-    title, module = "TensorRT", "tensorrt"
-    install = "JetPack brings it (apt install python3-libnvinfer), on other machines pip install tensorrt"
     short_of_memory = "end what else runs on this machine, or export with --precision int4"
 
     LOWERINGS = (((11, 0), "tensorrt"), ((10, 3), "tensorrt10"))

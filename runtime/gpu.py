@@ -11,6 +11,8 @@ import numpy as np
 from mgpt_edge.runtime.errors import IncompatibleEngine, OutOfMemory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 
@@ -72,6 +74,18 @@ class Gpu:
         """Enqueues copies of `count` bytes of each of `lines`; (address of the first, bytes from one to the next)."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self._call("cudaMemcpy2DAsync", *target, *source, count, lines, kind, self.stream)
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        """What `work` enqueues as one CUDA graph; nothing of it runs."""
+        self._call("cudaStreamBeginCapture", self.stream, self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed)
+        try:
+            work()
+        finally:
+            graph = self._call("cudaStreamEndCapture", self.stream)
+        return self._call("cudaGraphInstantiate", graph, 0)
+
+    def launch(self, graph: Any) -> None:
+        self._call("cudaGraphLaunch", graph, self.stream)
 
     def wait(self) -> None:
         """Until everything enqueued is done."""

@@ -32,16 +32,19 @@ class FakeCuda:
     """
 
     cudaError_t = Status
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeRelaxed=2)
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3)
 
     def __init__(self, sm: int = 89, free: int = 1 << 30) -> None:
         self.sm, self.free = sm, free
         self.blocks: dict[int, Any] = {}
         self.queue: deque[Callable[[], object]] = deque()
+        self.captured: list[Callable[[], object]] | None = None
+        self.launches = 0
 
     def enqueue(self, stream: int, work: Callable[[], object]) -> tuple[Status]:
         assert stream == STREAM
-        self.queue.append(work)
+        (self.queue if self.captured is None else self.captured).append(work)
         return (Status.cudaSuccess,)
 
     def cudaSetDevice(self, _: int) -> tuple[Status]:
@@ -57,6 +60,23 @@ class FakeCuda:
         assert stream == STREAM
         while self.queue:
             self.queue.popleft()()
+        return (Status.cudaSuccess,)
+
+    def cudaStreamBeginCapture(self, _stream: int, _mode: int) -> tuple[Status]:
+        self.captured = []
+        return (Status.cudaSuccess,)
+
+    def cudaStreamEndCapture(self, _stream: int) -> tuple[Status, Any]:
+        graph, self.captured = self.captured, None
+        return Status.cudaSuccess, graph
+
+    def cudaGraphInstantiate(self, graph: Any, _flags: int) -> tuple[Status, Any]:
+        return Status.cudaSuccess, graph
+
+    def cudaGraphLaunch(self, graph: Any, stream: int) -> tuple[Status]:
+        assert stream == STREAM
+        self.queue.extend(graph)
+        self.launches += 1
         return (Status.cudaSuccess,)
 
     def cudaMemGetInfo(self) -> tuple[Status, int, int]:

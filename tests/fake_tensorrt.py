@@ -1,4 +1,4 @@
-"""TensorRT for RTX at run time: its plans name ONNX files, which ONNX Runtime runs on the stream's turn."""
+"""TensorRT at run time: its plans name ONNX files, which ONNX Runtime runs on the stream's turn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def plan(path: Path, profiles: list[dict[str, Any]]) -> bytes:
 
 
 class FakeTensorRT:
-    """Stands for the module `tensorrt_rtx`."""
+    """Stands for the modules `tensorrt_rtx` and `tensorrt`."""
 
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="ours")
     CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
@@ -67,7 +67,8 @@ class Engine:
         )
 
     def create_execution_context(self, config: Any) -> Execution:
-        return Execution(self, getattr(config, "cuda_graph_strategy", None))
+        """From a configuration, as TensorRT for RTX has it, or from a strategy alone."""
+        return Execution(self, config if isinstance(config, str) else getattr(config, "cuda_graph_strategy", None))
 
 
 class Execution:
@@ -83,7 +84,7 @@ class Execution:
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         assert stream == STREAM
-        assert (profile == 0) == (self.strategy == "whole")
+        assert self.strategy == "ours" or (profile == 0) == (self.strategy == "whole")
         self.profile = self.engine.profiles[profile]
         for name, (low, high) in self.profile.items():
             if low == high:

@@ -8,8 +8,9 @@ from mgpt_edge.runtime.engines.cuda import CudaEngine, check_provider
 from mgpt_edge.runtime.engines.graphs import onnxruntime
 from mgpt_edge.runtime.engines.native import NativeEngine
 from mgpt_edge.runtime.engines.ort import OrtEngine
-from mgpt_edge.runtime.engines.plans import tensorrt_rtx
-from mgpt_edge.runtime.engines.rtx import RtxEngine
+from mgpt_edge.runtime.engines.plans import library
+from mgpt_edge.runtime.engines.tensorrt import TensorRtEngine
+from mgpt_edge.runtime.engines.tensorrt10 import TensorRt10Engine, kernels
 from mgpt_edge.runtime.errors import IncompatibleEngine
 from mgpt_edge.runtime.gpu import Gpu
 
@@ -22,15 +23,19 @@ if TYPE_CHECKING:
 ENGINES: dict[str, Callable[[Bundle, int], Engine]] = {
     "native": NativeEngine,
     "cpu": OrtEngine,
-    "rtx": RtxEngine,
+    "rtx": TensorRtEngine,
     "cuda": CudaEngine,
+    "tensorrt": TensorRtEngine,
+    "tensorrt10": TensorRt10Engine,
 }
 
 CHECKS: dict[str, Callable[[], object]] = {
     "native": onnxruntime,  # for the VQ model
     "cpu": onnxruntime,
-    "rtx": lambda: (Gpu(), tensorrt_rtx()),
+    "rtx": lambda: (Gpu(), library("rtx")),
     "cuda": lambda: check_provider(Gpu()),
+    "tensorrt": lambda: (Gpu(), library("tensorrt")),
+    "tensorrt10": lambda: (Gpu(), library("tensorrt10"), kernels()),
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 import weakref
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,13 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.bundle import Bundle
     from mgpt_edge.runtime.gpu import Buffer
 
-PROFILES = 2
-"""Of every plan: the first for one shape, which it runs fastest and from one CUDA graph; the second for any."""
+_JETPACK = "JetPack brings it (apt install python3-libnvinfer), on other machines pip install tensorrt"
+LIBRARIES = {
+    "rtx": ("TensorRT for RTX", "tensorrt_rtx", "pip install 'mgpt-edge[rtx]'"),
+    "tensorrt": ("TensorRT", "tensorrt", _JETPACK),
+    "tensorrt10": ("TensorRT", "tensorrt", _JETPACK),
+}
+"""Engine -> what its TensorRT is called, its module, and how it is installed."""
 
 
 class Plans:
@@ -38,7 +44,8 @@ class Plans:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self.gpu = Gpu()
-        self.trt = tensorrt_rtx()
+        self.title, self.trt = library(bundle.manifest.engine)
+        self.rtx = bundle.manifest.engine == "rtx"
         self._engines: dict[str, Any] = {}
         self.engine("decoder")
 
@@ -53,14 +60,31 @@ class Plans:
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
                 engine = self._runtime.deserialize_cuda_engine(plan)
             if engine is None:
-                msg = f"TensorRT for RTX {self.trt.__version__} on {self.gpu.name} refuses {path}; {self._advice}"
+                msg = f"{self.title} {self.trt.__version__} on {self.gpu.name} refuses {path}; {self._advice}"
                 raise IncompatibleEngine(msg)
             self._engines[graph] = engine
         return self._engines[graph]
 
     def context(self, graph: str, profile: int) -> Context:
-        """What runs a graph in one of its profiles."""
-        return Context(self, graph, profile)
+        """What runs a graph in one of its profiles.
+
+        Raises:
+            IncompatibleEngine: the device's memory does not do.
+        """
+        engine, strategy = self.engine(graph), self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self.rtx:
+            config = engine.create_runtime_config()
+            config.set_runtime_cache(self.kernels)
+            config.set_execution_context_allocation_strategy(strategy)
+            if profile == 0:
+                config.cuda_graph_strategy = self.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            context = engine.create_execution_context(config)
+        else:
+            context = engine.create_execution_context(strategy)
+        if context is None or not context.set_optimization_profile_async(profile, self.gpu.stream):
+            msg = f"no memory on {self.gpu.name} to run {graph}; see: mgpt estimate"
+            raise IncompatibleEngine(msg)
+        return Context(context, self.gpu, graph, captured=profile == 0 and not self.rtx)
 
     @cached_property
     def kernels(self) -> Any:
@@ -78,7 +102,8 @@ class Plans:
 
     @property
     def _advice(self) -> str:
-        return f"compile its plans again: mgpt build {self.bundle.folder} --sm {self.gpu.sm}"
+        sm = f" --sm {self.gpu.sm}" if self.rtx else ""
+        return f"compile its plans again: mgpt build {self.bundle.folder}{sm}"
 
     def _name(self, graph: str) -> str:
         """File of the graph's plan for this GPU and this TensorRT."""
@@ -94,8 +119,8 @@ class Plans:
                 return name
         versions = ", ".join(sorted({plan.tensorrt for plan in fitting.values()}))
         msg = (
-            f"{self.bundle.folder} was compiled with TensorRT for RTX {versions}, installed is "
-            f"{self.trt.__version__}; {self._advice}"
+            f"{self.bundle.folder} was compiled with {self.title} {versions}, installed is {self.trt.__version__}; "
+            f"{self._advice}"
         )
         raise IncompatibleEngine(msg)
 
@@ -104,38 +129,46 @@ class Context:
     """A graph ready to run in one profile. Memory for what it computes grows to what the shapes need.
 
     Args:
-        plans: whose GPU it runs on.
+        context: TensorRT's.
+        gpu: where it runs.
         graph: of the bundle's.
-        profile: below `PROFILES`.
+        captured: whether runs become one CUDA graph, from the second on: TensorRT for RTX makes its own.
     """
 
-    def __init__(self, plans: Plans, graph: str, profile: int) -> None:
-        self.graph, self.gpu = graph, plans.gpu
-        engine, trt = plans.engine(graph), plans.trt
-        config = engine.create_runtime_config()
-        config.set_runtime_cache(plans.kernels)
-        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if profile == 0:
-            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    def __init__(self, context: Any, gpu: Gpu, graph: str, *, captured: bool) -> None:
+        self.gpu, self.graph, self.captured = gpu, graph, captured
+        self._context = context
         self._workspace: Buffer | None = None
-        self._context = engine.create_execution_context(config)
-        if self._context is None or not self._context.set_optimization_profile_async(profile, self.gpu.stream):
-            msg = f"no memory on {self.gpu.name} to run {graph}; see: mgpt estimate"
-            raise IncompatibleEngine(msg)
+        self._addresses: dict[str, int] = {}
+        self._ran, self._recorded = False, None
 
     def bind(self, addresses: dict[str, int]) -> None:
         """Where inputs and outputs lie on the device, from now on."""
         for name, address in addresses.items():
-            self._check(self._context.set_tensor_address(name, address), f"takes no {name}")
+            if self._addresses.get(name) != address:
+                self._check(self._context.set_tensor_address(name, address), f"takes no {name}")
+                self._addresses[name], self._recorded = address, None
 
     def run(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Enqueues a run with inputs of these shapes; the others' are fixed."""
+        """Enqueues a run with inputs of these shapes; the others' are fixed, and of what is captured all are."""
+        if self._recorded is None:
+            self._prepare(shapes)
+            if not (self.captured and self._ran):
+                self._enqueue()
+                self._ran = True
+                return
+            self._recorded = self.gpu.capture(self._enqueue)
+        self.gpu.launch(self._recorded)
+
+    def _prepare(self, shapes: dict[str, tuple[int, ...]]) -> None:
         for name, shape in shapes.items():
             self._check(self._context.set_input_shape(name, shape), f"takes no {name} of {shape}")
         need = self._context.update_device_memory_size_for_shapes()
         if self._workspace is None or self._workspace.count < need:
             self._workspace = self.gpu.allocate(need)
             self._context.set_device_memory(self._workspace.address, need)
+
+    def _enqueue(self) -> None:
         self._check(self._context.execute_async_v3(self.gpu.stream), "does not run")
 
     def _check(self, done: bool, what: str) -> None:
@@ -152,15 +185,15 @@ def _store(cache: Any, path: Path) -> None:
         return  # a read-only home: the next process compiles again
 
 
-def tensorrt_rtx() -> Any:
-    """The installed module of TensorRT for RTX.
+def library(engine: str) -> tuple[str, Any]:
+    """What the TensorRT of an engine is called, and its module.
 
     Raises:
-        IncompatibleEngine: none is.
+        IncompatibleEngine: it is not installed.
     """
+    title, name, install = LIBRARIES[engine]
     try:
-        import tensorrt_rtx as module
+        return title, import_module(name)
     except ImportError as error:
-        msg = f"TensorRT for RTX can't be imported ({error}); install it: pip install 'mgpt-edge[rtx]'"
+        msg = f"{title} can't be imported ({error}); install it: {install}"
         raise IncompatibleEngine(msg) from error
-    return module

@@ -28,6 +28,7 @@ WHEELS = [
     "platformdirs",
     "pytest",
     "hypothesis",
+    "scipy",
 ]
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64", "any")
 

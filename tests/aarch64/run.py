@@ -34,7 +34,18 @@ RUNS = (
 def main(folder: Path) -> int:
     """Prints a line for each bundle; 1 where a test fails or the native engine's pictures differ."""
     tests = [str(TOP / "tests" / "native" / name) for name in TESTS]
-    options = ["-q", "--noconftest", "-c", "/dev/null", "--rootdir", str(TOP / "tests"), "-p", "no:cacheprovider"]
+    options = [
+        "-q",
+        "-m",
+        "not slow",
+        "--noconftest",
+        "-c",
+        "/dev/null",
+        "--rootdir",
+        str(TOP / "tests"),
+        "-p",
+        "no:cacheprovider",
+    ]
     failed = subprocess.run(
         [*machine.python(folder), "-m", "pytest", *options, *tests], check=False, cwd=folder
     ).returncode

@@ -1,9 +1,12 @@
-"""The engine for TensorRT for RTX, with ONNX Runtime for its plans and this process' memory for the GPU's."""
+"""The engines of TensorRT, with ONNX Runtime for their plans and this process' memory for the GPU's."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,27 +17,51 @@ from mgpt_edge.export import plans as compiled
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.runtime import gpu
 from mgpt_edge.runtime.bundle import MANIFEST, Bundle, sha256, write_atomically
-from mgpt_edge.runtime.engines import plans
+from mgpt_edge.runtime.engines import load_engine, plans, tensorrt, tensorrt10
 from mgpt_edge.runtime.engines.base import Fed
 from mgpt_edge.runtime.engines.ort import OrtEngine
-from mgpt_edge.runtime.engines.rtx import RtxEngine
+from mgpt_edge.runtime.engines.tensorrt import TensorRtEngine
 from mgpt_edge.runtime.errors import IncompatibleEngine, OutOfMemory
 from mgpt_edge.runtime.golden import recompute
 from mgpt_edge.runtime.manifest import FileEntry, Plan
 from mgpt_edge.runtime.model import Model
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import FakeTensorRT, plan
+from tests.native.test_device import compile_to
 from tests.reference import load_decoder
 
 VERSION = "1.7.1"
+DEVICE = Path(__file__).parents[1] / "native" / "device.cpp"
 
 
 @pytest.fixture
 def cuda(monkeypatch):
     fake = FakeCuda(sm=89)
     monkeypatch.setattr(gpu, "_runtime", lambda: fake)
-    monkeypatch.setattr(plans, "tensorrt_rtx", lambda: FakeTensorRT(fake, VERSION))
+    monkeypatch.setattr(plans, "library", lambda engine: (plans.LIBRARIES[engine][0], FakeTensorRT(fake, VERSION)))
     return fake
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    """The algorithms of the CUDA kernels, for this process' memory."""
+    path = tmp_path_factory.mktemp("kernels") / "device.so"
+    compile_to(path, "-O2", "-shared", "-fPIC", DEVICE)
+    return ctypes.CDLL(str(path))
+
+
+@pytest.fixture(params=["rtx", "tensorrt10"])  # tensorrt differs from rtx in its contexts only
+def load(request, cuda, kernels, bundle_of, monkeypatch):
+    """(kind, precision) -> the engine."""
+
+    def append(blocks, count, shape, lengths, totals, stream):
+        copy = np.ctypeslib.as_array((ctypes.c_uint32 * 6).from_address(shape.value)).copy()  # read during the call
+        call = (blocks, count, ctypes.c_void_p(copy.ctypes.data), lengths, totals, stream)
+        cuda.enqueue(stream.value, lambda: (kernels.mgpt_cuda_append(*call), copy))
+        return 0
+
+    monkeypatch.setattr(tensorrt10, "kernels", lambda: SimpleNamespace(mgpt_cuda_append=append))
+    return lambda kind, precision: load_engine(built(bundle_of(kind, precision, request.param)), 1)
 
 
 def shapes(shape, profile):
@@ -47,7 +74,7 @@ def built(bundle, *, sms=(86, 89), version=VERSION, graphs=compiled.GRAPHS):
     """The bundle with plans as `mgpt build` records them, and the profiles that it compiles."""
     files, made = dict(bundle.manifest.files), {}
     for graph in graphs:
-        name = f"rtx.{graph}.sm86-89.plan"
+        name = f"{bundle.manifest.engine}.{graph}.sm86-89.plan"
         inputs = InferenceSession(bundle.folder / f"{graph}.onnx").get_inputs()
         profiles = [
             {value.name: shapes(value.shape, profile) for value in inputs}
@@ -63,13 +90,13 @@ def built(bundle, *, sms=(86, 89), version=VERSION, graphs=compiled.GRAPHS):
 
 
 @pytest.mark.parametrize("kind", ["7b", "34b"])
-def test_logits_equal_pytorch(kind, cuda, bundle_of, checkpoints, monkeypatch):
+def test_logits_equal_pytorch(kind, load, checkpoints, monkeypatch):
     """Rows of different length, passes longer than a plan takes, several logits at once, a row that goes back."""
-    monkeypatch.setattr("mgpt_edge.runtime.engines.rtx.WIDEST", 5)
+    monkeypatch.setattr(tensorrt, "WIDEST", dict.fromkeys(tensorrt.WIDEST, 5))
     checkpoint = Checkpoint.open(checkpoints[kind])
     rng = np.random.default_rng(0)
     tokens = [rng.integers(10, checkpoint.vocabulary.size, count).tolist() for count in (30, 24)]
-    rows = RtxEngine(built(bundle_of(kind, "fp16", "rtx")), threads=1).open((30, 24))
+    rows = load(kind, "fp16").open((30, 24))
     decoder = load_decoder(checkpoint)
     with torch.inference_mode():
         expected = [decoder.lm_head(decoder.hidden(torch.tensor([row]))[0]).numpy() for row in tokens]
@@ -91,7 +118,7 @@ def test_logits_equal_pytorch(kind, cuda, bundle_of, checkpoints, monkeypatch):
 
 
 def test_golden_logits(cuda, bundle_of):
-    engine = RtxEngine(built(bundle_of("7b", "int8", "rtx")), threads=1)
+    engine = load_engine(built(bundle_of("7b", "int8", "rtx")), 1)
     assert recompute(engine.bundle, engine) <= 3e-3
 
 
@@ -107,7 +134,7 @@ def test_a_picture_is_the_one_that_onnxruntime_draws(cuda, bundle_of, monkeypatc
 @pytest.mark.parametrize("size", [(64, 96), (128, 128)])
 def test_pictures_in_and_out(size, cuda, bundle_of):
     """The trained square has a profile of its own."""
-    engine = RtxEngine(built(bundle_of("7b", "fp16", "rtx")), threads=1)
+    engine = TensorRtEngine(built(bundle_of("7b", "fp16", "rtx")), threads=1)
     onnxruntime = OrtEngine(bundle_of("7b", "fp32", "cpu"), threads=1)
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     codes = engine.encode_pixels(pixels)
@@ -115,8 +142,8 @@ def test_pictures_in_and_out(size, cuda, bundle_of):
     np.testing.assert_array_equal(engine.decode_pixels(codes), onnxruntime.decode_pixels(codes))
 
 
-def test_a_prompt_is_copied_from_row_to_row(cuda, bundle_of):
-    rows = RtxEngine(built(bundle_of("7b", "fp16", "rtx")), threads=1).open((12, 9))
+def test_a_prompt_is_copied_from_row_to_row(load):
+    rows = load("7b", "fp16").open((12, 9))
     rows.forward([Fed(0, [1, 20, 30, 40])], "text")
     rows.copy_prefix(0, 1, 3)
     one = rows.forward([Fed(1, [50, 60])], "text")[0].copy()
@@ -124,9 +151,22 @@ def test_a_prompt_is_copied_from_row_to_row(cuda, bundle_of):
     np.testing.assert_array_equal(one, rows.forward([Fed(0, [50, 60])], "text")[0])
 
 
+def test_single_tokens_become_one_graph_each(cuda, bundle_of):
+    """From the second on, and again where the logits have moved."""
+    rows = load_engine(built(bundle_of("7b", "fp16", "tensorrt")), 1).open((12, 9))
+    feed = lambda: rows.forward([Fed(0, [1]), Fed(1, [2])], "image")  # noqa: E731
+    feed()
+    assert cuda.launches == 0
+    feed()
+    assert cuda.launches == 2
+    rows.forward([Fed(0, [3, 4, 5], 3)], "image")
+    feed()
+    assert cuda.launches == 4
+
+
 def test_what_compiles_on_the_machine_is_kept(cuda, bundle_of, tmp_path, monkeypatch):
     monkeypatch.setattr(plans.platformdirs, "user_cache_dir", lambda _: str(tmp_path))
-    engine = RtxEngine(built(bundle_of("7b", "fp16", "rtx")), threads=1)
+    engine = TensorRtEngine(built(bundle_of("7b", "fp16", "rtx")), threads=1)
     engine.open((8, 8))
     digest = engine.bundle.digest
     del engine
@@ -143,18 +183,18 @@ def test_what_compiles_on_the_machine_is_kept(cuda, bundle_of, tmp_path, monkeyp
 )
 def test_no_plan_that_fits(made, said, cuda, bundle_of):
     with pytest.raises(IncompatibleEngine, match=said):
-        RtxEngine(built(bundle_of("7b", "fp16", "rtx"), **made), threads=1)
+        TensorRtEngine(built(bundle_of("7b", "fp16", "rtx"), **made), threads=1)
 
 
 def test_a_plan_that_tensorrt_refuses(cuda, bundle_of, monkeypatch):
     bundle = built(bundle_of("7b", "fp16", "rtx"))
     (bundle.folder / "rtx.decoder.sm86-89.plan").write_bytes(b"of another version")
     with pytest.raises(IncompatibleEngine, match=r"TensorRT for RTX 1.7.1 on a GPU refuses .*mgpt build"):
-        RtxEngine(bundle, threads=1)
+        TensorRtEngine(bundle, threads=1)
 
 
 def test_a_conversation_longer_than_the_cache(cuda, bundle_of):
-    engine = RtxEngine(built(bundle_of("7b", "fp16", "rtx")), threads=1)
+    engine = TensorRtEngine(built(bundle_of("7b", "fp16", "rtx")), threads=1)
     with pytest.raises(OutOfMemory, match=rf"100000 tokens wanted, the plans of .* hold {engine.most_tokens}"):
         engine.open((100000, 5))
     cuda.free = 1000
@@ -167,4 +207,4 @@ def test_no_driver(bundle_of, monkeypatch):
     monkeypatch.setattr(cuda, "cudaSetDevice", lambda _: (type(cuda).cudaError_t(2),))
     monkeypatch.setattr(gpu, "_runtime", lambda: cuda)
     with pytest.raises(IncompatibleEngine, match=r"cudaSetDevice gives .*mgpt doctor"):
-        RtxEngine(bundle_of("7b", "fp16", "rtx"), threads=1)
+        TensorRtEngine(bundle_of("7b", "fp16", "rtx"), threads=1)

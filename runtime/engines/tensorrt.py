@@ -1,4 +1,4 @@
-"""TensorRT for RTX: plans, caches and logits in the GPU's memory; tokens go there and logits come back.
+"""TensorRT: plans, caches and logits in the GPU's memory; tokens go there and logits come back.
 
 As its parts (`plans`, `gpu`), it ran on no GPU yet.
 """
@@ -26,24 +26,26 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.gpu import Buffer
 
 ROWS = 2
-WIDEST = 512  # tokens a row of one pass, as compiled
+WIDEST = {"rtx": 512, "tensorrt": 512, "tensorrt10": 64}
+"""Tokens a row of one pass, as compiled: where new keys and values are outputs, each takes memory."""
 FLOAT_BYTES, HALF_BYTES = 4, 2
 
 
-class RtxEngine:
-    """A `rtx` bundle that was built for this machine's GPU.
+class TensorRtEngine:
+    """A bundle that was built for this machine's GPU.
 
     Args:
-        bundle: opened, of engine "rtx".
+        bundle: opened, of engine "rtx" or "tensorrt".
         threads: unused, no pass runs on the CPU.
 
     Raises:
-        IncompatibleEngine: no GPU, no TensorRT for RTX, or no plan for them.
+        IncompatibleEngine: no GPU, no TensorRT, or no plan for them.
     """
 
     most_streams = 1
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
+        self.widest = WIDEST[bundle.manifest.engine]
         self.bundle, self.threads, self.lock = bundle, threads, threading.Lock()
         self.plans = Plans(bundle)
         self.gpu = self.plans.gpu
@@ -59,9 +61,9 @@ class RtxEngine:
     def free_bytes(self) -> int:
         return self.gpu.free_bytes()
 
-    def open(self, capacities: tuple[int, int], streams: int = 1) -> RtxRows:
+    def open(self, capacities: tuple[int, int], streams: int = 1) -> TensorRtRows:
         if streams != 1:
-            msg = f"the plans of engine 'rtx' have the rows of one stream, not of {streams}"
+            msg = f"plans have the rows of one stream, not of {streams}"
             raise ValueError(msg)
         if max(capacities) > self.most_tokens:
             msg = (
@@ -69,7 +71,10 @@ class RtxEngine:
                 "a larger --target-size at mgpt export gives them room"
             )
             raise OutOfMemory(msg)
-        return RtxRows(self)
+        return self._rows()
+
+    def _rows(self) -> TensorRtRows:
+        return TensorRtRows(self)
 
     def decode_pixels(self, codes: NDArray[np.int64]) -> NDArray[np.uint8]:
         side = self.bundle.manifest.pictures.stride
@@ -99,7 +104,7 @@ class RtxEngine:
             self.gpu.wait()
 
 
-class RtxRows:
+class TensorRtRows:
     """Two rows' caches and the arrays of their passes; `engines.base.Rows`.
 
     Args:
@@ -108,7 +113,7 @@ class RtxRows:
 
     streams = 1
 
-    def __init__(self, engine: RtxEngine) -> None:
+    def __init__(self, engine: TensorRtEngine) -> None:
         manifest, gpu = engine.bundle.manifest, engine.gpu
         d, self.engine, self.gpu = manifest.dimensions, engine, gpu
         self.lengths = [0] * ROWS
@@ -119,17 +124,21 @@ class RtxRows:
         names = [f"{layer}.{kind}" for layer in range(d.layers) for kind in ("key", "value")]
         cache_bytes = ROWS * d.kv_heads * engine.capacity * self.token_bytes
         self.cache = {name: gpu.allocate(cache_bytes) for name in names}
-        self.tokens, self.starts = gpu.pinned((ROWS * WIDEST,), np.int32), gpu.pinned((ROWS,), np.int32)
+        self.tokens, self.starts = gpu.pinned((ROWS * engine.widest,), np.int32), gpu.pinned((ROWS,), np.int32)
         self.fed, self.placed = gpu.allocate(self.tokens.nbytes), gpu.allocate(self.starts.nbytes)
-        self.hidden, self.selected = (gpu.allocate(ROWS * WIDEST * self.line) for _ in range(2))
+        self.hidden, self.selected = (gpu.allocate(ROWS * engine.widest * self.line) for _ in range(2))
         self.logits: dict[Head, tuple[NDArray[np.float32], Buffer]] = {}
         self._decoders = [engine.plans.context("decoder", profile) for profile in (0, 1)]
         self._heads: dict[tuple[Head, int], Context] = {}
         for context in self._decoders:
             context.bind({"tokens": self.fed.address, "lengths": self.placed.address, "hidden": self.hidden.address})
             context.bind({name: table.address for name, table in engine.tables.items()})
-            for name, block in self.cache.items():
-                context.bind({f"past.{name}": block.address, f"present.{name}": block.address})
+            self._bind_cache(context)
+
+    def _bind_cache(self, context: Context) -> None:
+        """The decoder writes the new keys and values where they belong."""
+        for name, block in self.cache.items():
+            context.bind({f"past.{name}": block.address, f"present.{name}": block.address})
 
     def length(self, row: int) -> int:
         return self.lengths[row]
@@ -147,7 +156,7 @@ class RtxRows:
         """First token of each pass and how many a row it takes: no row may be written past the cache's end."""
         start, count = 0, max(len(fed.tokens) for fed in feeds)
         while start < count:
-            width = min(count - start, WIDEST, self.engine.capacity - max(self.lengths))
+            width = min(count - start, self.engine.widest, self.engine.capacity - max(self.lengths))
             yield start, width
             start += width
 
@@ -164,6 +173,10 @@ class RtxRows:
         self._decoders[width > 1].run({"tokens": (ROWS, width), "lengths": (ROWS,)})
         for row, part in parts:
             self.lengths[row] += len(part)
+        self._append(width)
+
+    def _append(self, width: int) -> None:
+        """Nothing is left to do."""
 
     def _read(
         self, feeds: Sequence[Fed], start: int, width: int, head: Head, out: NDArray[np.float32], address: int
