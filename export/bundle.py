@@ -82,6 +82,8 @@ def export_bundle(
         checkpoint, statistics = _rescaled(checkpoint, statistics, precision, engine)
     with _temporary(out) as folder:
         graphs = _vq_graphs(checkpoint, tensorrt=engine in TARGETS)
+        if engine == "tensorrt10":
+            graphs = {name: tensorrt10.split_group_norms(graph) for name, graph in graphs.items()}
         if engine != "native":
             graphs = _decoder_graphs(checkpoint, precision, engine, target_size, statistics) | graphs
         parts = {name: write_graph(graph, folder, name) for name, graph in graphs.items()}

@@ -76,6 +76,31 @@ def lower_head(
     return _finish(model, weights, precision)
 
 
+def split_group_norms(model: ir.Model) -> ir.Model:
+    """A lowered VQ graph, in place: norms of groups become norms of one channel each, scaled and shifted outside.
+
+    ONNX scales a group's channels each by its own from opset 21 on; parsers of TensorRT 10 know one scale a group.
+    """
+    for node in list(model.graph):
+        if node.op_type != "GroupNormalization":
+            continue
+        tape, (x, *affine) = Tape(), node.inputs
+        groups, epsilon = node.attributes["num_groups"].as_int(), node.attributes["epsilon"].as_float()
+
+        def constant(array: NDArray[np.generic], tape: Tape = tape) -> ir.Value:
+            return tape.op("Constant", [], {"value": ir.tensor(array)})
+
+        flat = tape.op("Reshape", [x, constant(np.array([0, groups, -1]))])
+        ones, zeros = constant(np.ones(groups, np.float32)), constant(np.zeros(groups, np.float32))
+        flat = tape.op("InstanceNormalization", [flat, ones, zeros], {"epsilon": epsilon})
+        scale, shift = (tape.op("Unsqueeze", [value, constant(np.array([1, 2]))]) for value in affine)
+        scaled = tape.op("Mul", [tape.op("Reshape", [flat, tape.op("Shape", [x])]), scale])
+        model.graph.insert_before(node, [*tape.nodes, added := ir.node("Add", [scaled, shift])])
+        replace(node.outputs[0], added.outputs[0])
+        model.graph.remove(node, safe=True)
+    return model
+
+
 def _mask(tape: Tape, positions: Positions, weights: Weights) -> ir.Value:
     """Float32 [rows, 1, width, capacity + width]: 0 for cached positions below a row's length and for new tokens up to
     the one that looks, `UNSEEN` for others.

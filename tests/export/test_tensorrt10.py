@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from mgpt_edge.export import compiler
-from mgpt_edge.export.checkpoint import Checkpoint
+from mgpt_edge.export.checkpoint import Checkpoint, to_array
 from mgpt_edge.export.graphfile import write_graph
 from mgpt_edge.export.lower import tensorrt10
+from mgpt_edge.export.lower.vq import lower_vq
 from mgpt_edge.export.targets import Rtx
-from mgpt_edge.export.trace import trace_decoder
+from mgpt_edge.export.trace import trace_decoder, trace_vq_decoder
 from mgpt_edge.runtime.rotary import rotary_tables
+from tests.families import write_checkpoint
 from tests.reference import load_decoder
 
 CAPACITY = 64
@@ -105,3 +107,22 @@ def test_a_newer_tensorrt_takes_it_without_a_warning(precision, checkpoint, tmp_
     path = lowered(checkpoint, precision, tmp_path)
     widths = [{"rows": (2, 2, 2), "width": sizes} for sizes in ((1, 1, 1), (2, 16, 32))]
     assert compiler.compile_graph(Rtx("rtx", [89]), path, widths, attentions=0, progress=lambda *_: None)
+
+
+def test_norms_of_groups_are_split(tmp_path):
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path))
+    config = checkpoint.vq.config
+
+    def decoded(change, name):
+        graph = lower_vq(
+            trace_vq_decoder(config), lambda key: to_array(checkpoint.vq.load(key.removeprefix("module.")))
+        )
+        for _ in write_graph(change(graph), tmp_path, name):
+            pass
+        codes = np.arange(12).reshape(1, 3, 4)
+        session = ort.InferenceSession(tmp_path / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        return {node.op_type for node in graph.graph}, session.run(None, {"codes": codes})[0].astype(int)
+
+    (_, expected), (kinds, got) = decoded(lambda graph: graph, "whole"), decoded(tensorrt10.split_group_norms, "split")
+    assert "GroupNormalization" not in kinds
+    assert np.abs(got - expected).max() <= 1
