@@ -159,22 +159,38 @@ def judge_loss(maps: dict[str, Tensor], floors: Tensor, targets: _Targets) -> Te
 
 
 def train_judge(
-    judge: Judge, albums: Sequence[Pictures], steps: int, batch: int = 64, rate: float = 3e-3, seed: int = 0
+    judge: Judge,
+    albums: Sequence[Sequence[Pictures]],
+    steps: int,
+    parts: Sequence[int] = (56, 8),
+    rate: float = 3e-3,
+    seed: int = 0,
 ) -> Iterator[float]:
-    """Trains on rendered pictures of several sizes and their mirror images, yielding each step's loss."""
-    pixels = [pictures.load() for pictures in albums]
-    scenes = [pictures.scene(i) for pictures in albums[:1] for i in range(max(p.count for p in albums))]
+    """Trains on rendered pictures and their mirror images, yielding each step's loss.
+
+    Args:
+        judge: is changed.
+        albums: of each size one of every split; sizes are taken as often, however few pictures one has.
+        steps: batches.
+        parts: of a batch, how many pictures are of each split.
+        rate: highest of the cosine.
+        seed: of everything random.
+    """
+    loaded = [[(pictures, pictures.load()) for pictures in album] for album in albums]
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=rate, weight_decay=1e-2)
     judge.train()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * cosine(step, steps)
-        album = rng.integers(len(albums))  # each as often: a size with few pictures is judged as strictly as the others
-        picked, mirror = rng.choice(albums[album].count, batch, replace=False), rng.random(batch) < 0.5
-        image = pixels[album][picked]
+        images, shown = [], []
+        for (pictures, pixels), count in zip(loaded[rng.integers(len(loaded))], parts, strict=False):
+            picked = rng.choice(pictures.count, count, replace=False)
+            images.append(pixels[picked])
+            shown += [pictures.scene(index) for index in picked.tolist()]
+        image, mirror = np.concatenate(images), rng.random(len(shown)) < 0.5
         image[mirror] = image[mirror, :, ::-1]
-        shown = [scenes[i].mirrored() if m else scenes[i] for i, m in zip(picked, mirror, strict=True)]
+        shown = [scene.mirrored() if turned else scene for scene, turned in zip(shown, mirror, strict=True)]
         scaled = same_scale(torch.from_numpy(image))
         maps, floors = judge(scaled)
         loss = judge_loss(maps, floors, _targets(shown, scaled.shape[2], scaled.shape[1]))

@@ -49,7 +49,8 @@ class Mini:
 
     def pictures(self, size: Size, split: str, kind: str = "picture") -> Pictures:
         """A split's pictures of one size and kind; not rendered yet."""
-        count = self.plan.albums[size][kind] if split == "train" else self.plan.held_back
+        counts = {"train": self.plan.albums[size][kind], "held_out": self.plan.unseen_pairs}
+        count = counts.get(split, self.plan.held_back)
         return Pictures(self.work / "pictures", split, *size, count, kind)
 
     def train_vq(self) -> Iterator[dict[str, float]]:
@@ -199,8 +200,13 @@ class Mini:
 
     @cached_property
     def judge(self) -> Judge:
-        """Reads pictures for the scores; trained if it is not there."""
-        return self._reader("judge", list(self.plan.albums), self.plan.judge_steps, seed=0)
+        """Reads pictures for the scores; trained if it is not there.
+
+        On pairs of color and shape that the model never sees, too: what it makes of them is to be read.
+        """
+        return self._reader(
+            "judge", list(self.plan.albums), self.plan.judge_steps, seed=0, splits=("train", "held_out")
+        )
 
     @cached_property
     def eye(self) -> nn.Sequential:
@@ -209,13 +215,15 @@ class Mini:
         reader = self._reader("eye", [(part.side, part.side)], self.plan.eye_steps, seed=1)
         return reader.trunk[:EYE_LAYERS].requires_grad_(requires_grad=False)
 
-    def _reader(self, name: str, sizes: list[Size], steps: int, seed: int) -> Judge:
+    def _reader(
+        self, name: str, sizes: list[Size], steps: int, seed: int, splits: tuple[str, ...] = ("train",)
+    ) -> Judge:
         path = self.work / f"{name}.safetensors"
         if not path.exists():
             torch.manual_seed(seed)
             judge = Judge()
-            albums = [self.pictures(size, "train") for size in sizes]
-            for pictures in albums:
+            albums = [[self.pictures(size, split) for split in splits] for size in sizes]
+            for pictures in (pictures for album in albums for pictures in album):
                 pictures.render(self.processes)
             for _ in train_judge(judge, albums, steps, seed=seed):
                 pass

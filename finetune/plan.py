@@ -65,6 +65,8 @@ class Plan:
     Attributes:
         albums: Training pictures by size and kind.
         held_back: Validation pictures of each size and kind.
+        unseen_pairs: Pictures of each size that show pairs of color and shape held out from all training but the
+            judge's.
         dropout: Of the transformer's residual branches.
     """
 
@@ -75,6 +77,7 @@ class Plan:
     dropout: float = 0.0
     sharpening: SharpenRecipe = field(default_factory=lambda: SharpenRecipe(steps=3000))
     held_back: int = 500
+    unseen_pairs: int = 1500
     judge_steps: int = 6000
     eye_steps: int = 1500
 

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mgpt_edge.finetune import fidelity
 from mgpt_edge.finetune.draw import Sampling
 from mgpt_edge.finetune.fidelity import Share, asked
+from mgpt_edge.finetune.world import render
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
 
     from mgpt_edge.finetune.album import Album
     from mgpt_edge.finetune.fidelity import Artist
     from mgpt_edge.finetune.judge import Judge
     from mgpt_edge.finetune.pictures import Pictures
     from mgpt_edge.finetune.plan import Size
+    from mgpt_edge.finetune.world import Scene
 
 CONDITIONS = ("edges", "depth", "segmentation")
 """Kinds of pictures that pictures are drawn after."""
 GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+UNSEEN = 300
 Line = tuple[str, str]
 """What was measured, and the figure."""
 
@@ -27,9 +34,17 @@ Line = tuple[str, str]
 def judge(reader: Judge, albums: Iterable[Pictures]) -> Iterator[Line]:
     """How often the judge reads held-back renders right: the ceiling of every figure it gives."""
     for pictures in albums:
-        readings = reader.read(pictures.load())
-        right = sum(reading.shows(pictures.scene(i)) for i, reading in enumerate(readings))
-        yield f"judge, renders of {pictures.width}x{pictures.height}", str(Share(right, len(readings)))
+        scenes = [pictures.scene(index) for index in range(pictures.count)]
+        size = f"{pictures.width}x{pictures.height}"
+        yield f"judge, renders of {size}", str(_read(reader, pictures.load(), scenes))
+        unseen = asked("held_out", 1, UNSEEN)
+        renders = np.stack([render(scene, pictures.width, pictures.height).picture for scene in unseen])
+        yield f"judge, held-out pair, {size}", str(_read(reader, renders, unseen))
+
+
+def _read(reader: Judge, pixels: NDArray[np.uint8], scenes: list[Scene]) -> Share:
+    readings = reader.read(pixels)
+    return Share(sum(reading.shows(scene) for reading, scene in zip(readings, scenes, strict=True)), len(scenes))
 
 
 def sweep(artist: Artist, reader: Judge, size: Size, count: int, sampling: Sampling) -> Iterator[Line]:
@@ -59,7 +74,7 @@ def seeing(artist: Artist, reader: Judge, album: Album, count: int, sampling: Sa
     yield "questions", str(fidelity.answers(artist, album, count))
 
 
-def _asked(count: int) -> dict[str, list[fidelity.Scene]]:
+def _asked(count: int) -> dict[str, list[Scene]]:
     return {
         "one solid": asked("test", 1, count),
         "two solids": asked("test", 2, count),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from mgpt_edge.runtime.answer import Event
+    from mgpt_edge.runtime.engines.base import Engine
     from mgpt_edge.runtime.job import Job
     from mgpt_edge.runtime.layout import ImageLayout
     from mgpt_edge.runtime.pictures import PictureSource
@@ -55,13 +56,18 @@ class Model:
 
     Every method takes the settings of `Request` as keywords; their defaults stand in the bundle's manifest, for
     each task. The same seed gives the same answer; a random one is taken unless given.
+
+    Args:
+        bundle: opened.
+        threads: of every pass; the machine's physical cores unless given.
+        engine: in place of the bundle's own.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, engine: Engine | None = None) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
         self.manifest = manifest
-        self.engine = load_engine(bundle, threads or memory.physical_cores())
+        self.engine = engine or load_engine(bundle, threads or memory.physical_cores())
         self.tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer.json")))
         self.intake = Intake(manifest, self.engine, self.tokenizer)
         self.presenter = Presenter(bundle, self.engine, self.tokenizer)

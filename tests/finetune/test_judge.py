@@ -46,7 +46,7 @@ def test_judge_learns(tmp_path: Path) -> None:
     pictures = Pictures(tmp_path, "train", 64, 64, 500)
     pictures.render(processes=1)
     judge = Judge(width=16)
-    losses = list(train_judge(judge, [pictures], steps=80, batch=25))
+    losses = list(train_judge(judge, [[pictures]], steps=80, parts=[25]))
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert len(judge.read(pictures.load()[:3])) == 3
 

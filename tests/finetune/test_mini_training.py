@@ -42,6 +42,7 @@ PLAN = Plan(
         StagePlan("64", 64, (GroupPlan({(task, SIZE): 1.0 for task in TASKS}, 4),), Recipe(steps=3)),
     ),
     sharpening=SharpenRecipe(steps=4, pixels=2 * 32 * 32, begin=2),
+    unseen_pairs=500,
     judge_steps=2,
     eye_steps=2,
 )

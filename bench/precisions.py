@@ -1,0 +1,148 @@
+"""Every precision of every engine on a checkpoint of the small world: distance from float32, fidelity, size, speed.
+
+mgpt bench precisions CHECKPOINT [--count 100] [--json]
+"""
+
+from __future__ import annotations
+
+import json
+import statistics as stats
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from mgpt_edge.bench.eager import EagerEngine
+from mgpt_edge.bench.quality import BundleArtist
+from mgpt_edge.cli.conversations import read_conversations
+from mgpt_edge.export.agreement import Agreement, agreement
+from mgpt_edge.export.bundle import export_bundle
+from mgpt_edge.export.checkpoint import Checkpoint
+from mgpt_edge.export.engines import ENGINES
+from mgpt_edge.export.quantise import CALIBRATED
+from mgpt_edge.export.statistics import Statistics, collect
+from mgpt_edge.finetune import scores
+from mgpt_edge.finetune.draw import Sampling
+from mgpt_edge.finetune.examples import write_examples
+from mgpt_edge.finetune.judge import Judge
+from mgpt_edge.runtime.engines import missing
+from mgpt_edge.runtime.errors import InvalidRequest
+from mgpt_edge.runtime.model import Model
+
+if TYPE_CHECKING:
+    from mgpt_edge.export.agreement import Conversation
+    from mgpt_edge.runtime.bundle import Bundle
+    from mgpt_edge.runtime.engines.base import Head
+
+RECORDS = 48  # conversations, of each task some
+TIMED = 5
+SAME_LINEARS = {"tensorrt": "rtx", "tensorrt10": "rtx"}
+"""Engines whose linears are another's: it stands for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One engine in one precision.
+
+    Attributes:
+        ran: whether its own kernels computed it; else its linears did in PyTorch, and there is no time.
+        megabytes: of the transformer's files.
+        agreement: with float32, by what comes next: a code or a word.
+        shares: of pictures that show what was asked.
+        milliseconds: a code of a guided picture of the usual size, everything included.
+    """
+
+    engine: str
+    precision: str
+    ran: bool
+    megabytes: float
+    agreement: dict[Head, Agreement]
+    shares: dict[str, str]
+    milliseconds: float | None
+
+
+def precisions(
+    checkpoint: Annotated[Path, typer.Argument(help="The small checkpoint, or another of its world.")],
+    judge: Annotated[Path | None, typer.Option(help="Weights of the judge; those beside the checkpoint.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Pictures behind each share.")] = 100,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Print a line for each engine and precision."""
+    weights = judge or checkpoint / "judge.safetensors"
+    if not weights.is_file():
+        msg = f"there is no {weights}; say where the judge's weights are: --judge FILE (make mini writes them)"
+        raise InvalidRequest(msg)
+    console, lines = Console(stderr=True, quiet=as_json), []
+    with tempfile.TemporaryDirectory() as folder:
+        table = Table(Checkpoint.open(checkpoint), Judge.load(weights), count, Path(folder))
+        for engine, names in ENGINES.items():
+            for precision in names if engine not in SAME_LINEARS else ():
+                console.print(f"{engine} {precision}", end="\r")
+                lines.append(table.line(engine, precision))
+    if as_json:
+        print(json.dumps([asdict(line) for line in lines]))
+        return
+    for line in lines:
+        print(_text(line))
+
+
+class Table:
+    """What all lines have in common: the conversations that are followed, and what activations are like in them."""
+
+    def __init__(self, checkpoint: Checkpoint, judge: Judge, count: int, folder: Path) -> None:
+        self.checkpoint, self.judge, self.count, self.folder = checkpoint, judge, count, folder
+        side = checkpoint.defaults.target_size or 128
+        measured, followed = (
+            read_conversations(checkpoint, write_examples(folder / split, RECORDS, side, split), RECORDS)
+            for split in ("train", "validation")
+        )
+        self.statistics = collect(checkpoint, [sample.tokens for sample in measured], folder / "statistics")
+        self.followed: list[Conversation] = [(sample.tokens, sample.learnt) for sample in followed]
+
+    def line(self, engine: str, precision: str) -> Line:
+        statistics = self.statistics if precision in CALIBRATED else None
+        out = self.folder / f"{engine}-{precision}"
+        bundle = export_bundle(self.checkpoint, out, precision=precision, engine=engine, statistics=statistics)
+        model, ran = self._model(bundle, statistics)
+        usual, size = bundle.manifest.defaults, (bundle.manifest.pictures.target_size,) * 2
+        sampling = Sampling(usual.guidance, usual.top_k, usual.temperature)
+        return Line(
+            engine=engine,
+            precision=precision,
+            ran=ran,
+            megabytes=bundle.manifest.weight_bytes / 1e6,
+            agreement=agreement(self.checkpoint, model.engine, self.followed),
+            shares=dict(scores.drawing(BundleArtist(model), self.judge, [size], self.count, sampling)),
+            milliseconds=_milliseconds(model, size) if ran else None,
+        )
+
+    def _model(self, bundle: Bundle, statistics: Statistics | None) -> tuple[Model, bool]:
+        """The bundle where its engine runs here, else what it would compute."""
+        manifest = bundle.manifest
+        if missing(manifest.engine) is None and manifest.engine in {"native", "cpu", "cuda"}:
+            return Model(bundle), True
+        eager = EagerEngine(self.checkpoint, manifest.precision, manifest.engine, statistics)
+        return Model(bundle, engine=eager), False
+
+
+def _milliseconds(model: Model, size: tuple[int, int]) -> float:
+    layout = model.layout(size)
+    seconds = []
+    for seed in range(TIMED + 1):  # the first is to warm up
+        started = time.perf_counter()
+        model.generate("a red sphere on a gray floor", seed=seed, size=size)
+        seconds.append(time.perf_counter() - started)
+    return 1e3 * stats.median(seconds[1:]) / (layout.rows * layout.columns)
+
+
+def _text(line: Line) -> str:
+    kept = "  ".join(
+        f"{head} {found.divergence:.4f} nats, same {found.same:.1%}" for head, found in line.agreement.items()
+    )
+    shown = "  ".join(f"{name.split(', ')[1]} {share}" for name, share in line.shares.items())
+    speed = "not run here" if line.milliseconds is None else f"{line.milliseconds:.2f} ms a code"
+    return f"{line.engine:8} {line.precision:6} {line.megabytes:6.1f} MB  {speed:15}  {kept}  {shown}"
