@@ -33,7 +33,7 @@ class EagerEngine:
     Only the linears are those of the engine: keys, values and sums are float32.
     """
 
-    most_streams = 8
+    most_streams = 32
     most_tokens = (1 << 31) - 1
 
     def __init__(
