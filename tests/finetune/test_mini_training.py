@@ -103,7 +103,7 @@ def test_the_checkpoint_is_the_familys(trained: Mini, tmp_path: Path) -> None:
 def test_every_figure_is_measured(trained: Mini) -> None:
     sampling = Sampling(guidance=2.0, top_k=10)
     judge, painter = trained.judge, trained.painter()
-    assert len(list(scores.judge(judge, [trained.pictures(SIZE, "validation")]))) == 1
+    assert len(list(scores.judge(judge, [trained.pictures(SIZE, "validation")]))) == 2  # and of held-out pairs
     assert len(list(scores.drawing(painter, judge, trained.trained_decoder()[0].sizes, 2, sampling))) == 3
     album = trained.album(SIZE, "validation", {*KINDS, "edited"})
     names = [name for name, _ in scores.seeing(painter, judge, album, 2, sampling)]
