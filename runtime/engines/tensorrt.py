@@ -48,6 +48,7 @@ class TensorRtEngine:
         self.widest = WIDEST[bundle.manifest.engine]
         self.bundle, self.threads, self.lock = bundle, threads, threading.Lock()
         self.plans = Plans(bundle)
+        self._contexts: dict[tuple[str, int], Context] = {}
         self.gpu = self.plans.gpu
         self.capacity = int(self.plans.engine("decoder").get_tensor_shape("past.0.key")[2])
         self.most_tokens = self.capacity - 1  # what idles writes a token past its end
@@ -93,7 +94,10 @@ class TensorRtEngine:
         codes = (given | wanted)["codes"]
         usual = self.bundle.manifest.pictures.target_size // self.bundle.manifest.pictures.stride
         with self.lock:
-            context = self.plans.context(graph, int(codes.shape != (usual, usual)))
+            key = graph, int(codes.shape != (usual, usual))
+            if key not in self._contexts:  # making one costs more than a run
+                self._contexts[key] = self.plans.context(*key)
+            context = self._contexts[key]
             memory = {name: self.gpu.allocate(array.nbytes) for name, array in (given | wanted).items()}
             context.bind({name: buffer.address for name, buffer in memory.items()})
             for name, array in given.items():
@@ -192,8 +196,9 @@ class TensorRtRows:
             first += fed.last
         if spans:
             count = sum(lines for _, lines, _ in spans)
-            self._head(head, count).bind({"hidden": self._gather(spans), "logits": address})
-            self._head(head, count).run({"hidden": (1, count, self.line // FLOAT_BYTES)})
+            context = self._head(head, count)
+            context.bind({"hidden": self._gather(spans), "logits": address})
+            context.run({"hidden": (1, count, self.line // FLOAT_BYTES)})
             done = 0
             for _, lines, place in spans:
                 self.gpu.download(address + done * out[0].nbytes, out[place : place + lines])
