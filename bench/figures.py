@@ -104,10 +104,28 @@ def _chat(facts: Any) -> Iterator[Figure]:
 
 def _quality(facts: Any) -> Iterator[Figure]:
     """Shares only: they say how far to trust them."""
-    for name, said in facts.items():
-        if match := SHARE.fullmatch(said):
+    for name, share in _shares(facts):
+        yield Figure("quality", name, *share, rising=True)
+
+
+def _precisions(facts: Any) -> Iterator[Figure]:
+    for line in facts:
+        case = f"{line['engine']}, {line['precision']}"
+        if line["code_ms"] is not None:
+            yield _figure("precisions", f"{case}: a code", line, "code_ms", "ms")
+        for head, kept in line["agreement"].items():
+            yield Figure("precisions", f"{case}: {head}, divergence from float32", kept["divergence"], "nats", None)
+            yield Figure("precisions", f"{case}: {head}, as float32", 100 * kept["same"], "%", None, rising=True)
+        for name, share in _shares(line["shares"]):
+            yield Figure("precisions", f"{case}: {name}", *share, rising=True)
+
+
+def _shares(said: dict[str, str]) -> Iterator[tuple[str, tuple[float, str, tuple[float, float]]]]:
+    """Name, and value, unit and interval, of what is a share."""
+    for name, words in said.items():
+        if match := SHARE.fullmatch(words):
             value, low, high = map(float, match.groups())
-            yield Figure("quality", name, value, "%", (low, high), rising=True)
+            yield name, (value, "%", (low, high))
 
 
 def _figure(part: str, name: str, of: Any, key: str, unit: str, *, rising: bool = False) -> Figure:
@@ -123,4 +141,5 @@ READERS: dict[str, Callable[[Any], Iterator[Figure]]] = {
     "sampler": _sampler,
     "chat": _chat,
     "quality": _quality,
+    "precisions": _precisions,
 }

@@ -61,8 +61,8 @@ def plots(results: Results) -> Iterator[tuple[str, str, str]]:
         yield "Seconds a picture, by size", LATENCY, _drawn(lambda axes: _latency(axes, facts["latency"]))
     if facts.get("speculation"):
         yield "Codes a pass, by window", PASSES, _drawn(lambda axes: _passes(axes, facts["speculation"]))
-    if facts.get("quality") and facts.get("latency"):
-        yield "Quality and speed", QUALITY, _drawn(lambda axes: _quality(axes, facts["quality"], facts["latency"]))
+    if facts.get("precisions"):
+        yield "Quality and speed", QUALITY, _drawn(lambda axes: _quality(axes, facts["precisions"]))
 
 
 ROOFLINE = (
@@ -71,7 +71,10 @@ ROOFLINE = (
 )
 LATENCY = "Median, and the middle half of the pictures as a bar."
 PASSES = "Codes that a pass yields with so many guesses ahead: more is fewer passes. Mean, and middle half."
-QUALITY = "How often a picture shows what was asked, with its 95 % interval, against the time of a code."
+QUALITY = (
+    "How often a picture shows what was asked, with its 95 % interval, against the time of a code; of each engine and "
+    "precision that runs here."
+)
 
 
 def _drawn(draw: Callable[[Axes], None], height: float = 3.6) -> str:
@@ -141,24 +144,26 @@ def _passes(axes: Axes, speculation: Any) -> None:
     axes.legend()
 
 
-def _quality(axes: Axes, quality: Any, latency: Any) -> None:
-    """Each kind of request at each size whose speed is known."""
-    milliseconds = {way["size"]: way for way in latency["ways"] if way["speculate"] == "off"}
+def _quality(axes: Axes, precisions: Any) -> None:
+    """Every kind of request in each precision that was timed."""
+    timed = [line for line in precisions if line["code_ms"] is not None]
     colors = {"one solid": OURS, "two solids": PEERS, "held-out pair": THIRD}
     for kind, color in colors.items():
-        label = kind
-        for name, said in quality.items():
-            size, _, what = name.partition(", ")
-            match = SHARE.fullmatch(said)
-            if what == kind and size in milliseconds and match:
-                share, low, high = map(float, match.groups())
-                spread = [[share - low], [high - share]]
-                x = milliseconds[size]["code_ms"]
-                axes.errorbar(x, share, spread, fmt="o", color=color, label=label)
-                axes.annotate(size, (x, share), (8, -4), textcoords="offset points", color=QUIET, fontsize=9)
-                label = ""
+        shares = [
+            SHARE.fullmatch(next(of for name, of in line["shares"].items() if name.endswith(kind))) for line in timed
+        ]
+        values, lows, highs = zip(*(map(float, share.groups()) for share in shares if share), strict=True)
+        spread = [
+            [v - low for v, low in zip(values, lows, strict=True)],
+            [h - v for v, h in zip(values, highs, strict=True)],
+        ]
+        places = [line["code_ms"] for line in timed]
+        axes.errorbar(places, values, spread, fmt="o", color=color, label=kind, elinewidth=1.2)
+    for line in timed:
+        name = f"{line['engine']} {line['precision']}"
+        axes.annotate(name, (line["code_ms"], 2), ha="center", rotation=90, color=QUIET, fontsize=9)
     axes.set(xlabel="milliseconds a code", ylabel="% as asked", ylim=(0, 105))
-    axes.set_xlim(0, 1.3 * max(way["code_ms"] for way in milliseconds.values()))
+    axes.set_xlim(0, 1.15 * max(line["code_ms"] for line in timed))
     axes.legend(loc="lower right")
 
 

@@ -1,12 +1,11 @@
-"""Every precision of every engine on a checkpoint of the small world: distance from float32, fidelity, size, speed.
+"""Precisions and engines on a checkpoint of the small world: distance from float32, fidelity, size, speed.
 
-mgpt bench precisions CHECKPOINT [--count 100] [--json]
+mgpt bench precisions CHECKPOINT [--count 100] [--all] [--json]
 """
 
 from __future__ import annotations
 
 import json
-import statistics as stats
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -18,13 +17,14 @@ from rich.console import Console
 
 from mgpt_edge.bench.eager import EagerEngine
 from mgpt_edge.bench.quality import BundleArtist
+from mgpt_edge.bench.spread import summary
 from mgpt_edge.cli.conversations import read_conversations
 from mgpt_edge.export.agreement import Agreement, agreement
 from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.engines import ENGINES
 from mgpt_edge.export.quantise import CALIBRATED
-from mgpt_edge.export.statistics import Statistics, collect
+from mgpt_edge.export.statistics import collect
 from mgpt_edge.finetune import scores
 from mgpt_edge.finetune.draw import Sampling
 from mgpt_edge.finetune.examples import write_examples
@@ -35,7 +35,6 @@ from mgpt_edge.runtime.model import Model
 
 if TYPE_CHECKING:
     from mgpt_edge.export.agreement import Conversation
-    from mgpt_edge.runtime.bundle import Bundle
     from mgpt_edge.runtime.engines.base import Head
 
 RECORDS = 48  # conversations, of each task some
@@ -49,29 +48,33 @@ class Line:
     """One engine in one precision.
 
     Attributes:
-        ran: whether its own kernels computed it; else its linears did in PyTorch, and there is no time.
         megabytes: of the transformer's files.
         agreement: with float32, by what comes next: a code or a word.
         shares: of pictures that show what was asked.
-        milliseconds: a code of a guided picture of the usual size, everything included.
+        code_ms: a code of a guided picture of the usual size, everything included; None where the engine does not run
+            here and PyTorch computed its linears.
+        code_ms_spread: its middle half.
     """
 
     engine: str
     precision: str
-    ran: bool
     megabytes: float
     agreement: dict[Head, Agreement]
     shares: dict[str, str]
-    milliseconds: float | None
+    code_ms: float | None = None
+    code_ms_spread: list[float] | None = None
 
 
 def precisions(
     checkpoint: Annotated[Path, typer.Argument(help="The small checkpoint, or another of its world.")],
     judge: Annotated[Path | None, typer.Option(help="Weights of the judge; those beside the checkpoint.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Pictures behind each share.")] = 100,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also engines that don't run here: their linears in PyTorch, without times.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
-    """Print a line for each engine and precision."""
+    """Print a line for each engine and precision that runs here."""
     weights = judge or checkpoint / "judge.safetensors"
     if not weights.is_file():
         msg = f"there is no {weights}; say where the judge's weights are: --judge FILE (make mini writes them)"
@@ -80,7 +83,7 @@ def precisions(
     with tempfile.TemporaryDirectory() as folder:
         table = Table(Checkpoint.open(checkpoint), Judge.load(weights), count, Path(folder))
         for engine, names in ENGINES.items():
-            for precision in names if engine not in SAME_LINEARS else ():
+            for precision in names if _runs(engine) or (everything and engine not in SAME_LINEARS) else ():
                 console.print(f"{engine} {precision}", end="\r")
                 lines.append(table.line(engine, precision))
     if as_json:
@@ -107,36 +110,34 @@ class Table:
         statistics = self.statistics if precision in CALIBRATED else None
         out = self.folder / f"{engine}-{precision}"
         bundle = export_bundle(self.checkpoint, out, precision=precision, engine=engine, statistics=statistics)
-        model, ran = self._model(bundle, statistics)
+        ran = _runs(engine)
+        other = None if ran else EagerEngine(self.checkpoint, precision, engine, statistics)
+        model = Model(bundle, engine=other)
         usual, size = bundle.manifest.defaults, (bundle.manifest.pictures.target_size,) * 2
         sampling = Sampling(usual.guidance, usual.top_k, usual.temperature)
         return Line(
             engine=engine,
             precision=precision,
-            ran=ran,
             megabytes=bundle.manifest.weight_bytes / 1e6,
             agreement=agreement(self.checkpoint, model.engine, self.followed),
             shares=dict(scores.drawing(BundleArtist(model), self.judge, [size], self.count, sampling)),
-            milliseconds=_milliseconds(model, size) if ran else None,
+            **(summary("code_ms", _milliseconds(model, size)) if ran else {}),
         )
 
-    def _model(self, bundle: Bundle, statistics: Statistics | None) -> tuple[Model, bool]:
-        """The bundle where its engine runs here, else what it would compute."""
-        manifest = bundle.manifest
-        if missing(manifest.engine) is None and manifest.engine in {"native", "cpu", "cuda"}:
-            return Model(bundle), True
-        eager = EagerEngine(self.checkpoint, manifest.precision, manifest.engine, statistics)
-        return Model(bundle, engine=eager), False
+
+def _runs(engine: str) -> bool:
+    """Whether its bundles run here as they are exported; plans are not compiled for this."""
+    return engine in {"native", "cpu", "cuda"} and missing(engine) is None
 
 
-def _milliseconds(model: Model, size: tuple[int, int]) -> float:
-    layout = model.layout(size)
-    seconds = []
+def _milliseconds(model: Model, size: tuple[int, int]) -> list[float]:
+    """Of a code, for each of some pictures."""
+    layout, seconds = model.layout(size), []
     for seed in range(TIMED + 1):  # the first is to warm up
         started = time.perf_counter()
         model.generate("a red sphere on a gray floor", seed=seed, size=size)
         seconds.append(time.perf_counter() - started)
-    return 1e3 * stats.median(seconds[1:]) / (layout.rows * layout.columns)
+    return [1e3 * each / (layout.rows * layout.columns) for each in seconds[1:]]
 
 
 def _text(line: Line) -> str:
@@ -144,5 +145,5 @@ def _text(line: Line) -> str:
         f"{head} {found.divergence:.4f} nats, same {found.same:.1%}" for head, found in line.agreement.items()
     )
     shown = "  ".join(f"{name.split(', ')[1]} {share}" for name, share in line.shares.items())
-    speed = "not run here" if line.milliseconds is None else f"{line.milliseconds:.2f} ms a code"
+    speed = "not run here" if line.code_ms is None else f"{line.code_ms:.2f} ms a code"
     return f"{line.engine:8} {line.precision:6} {line.megabytes:6.1f} MB  {speed:15}  {kept}  {shown}"

@@ -36,9 +36,11 @@ PARTS: dict[str, tuple[str, str]] = {
     "sampler": ("--repeats 1000", "--repeats 10000"),
     "chat": ("--rounds 10", "--rounds 40"),
     "quality": ("--count 40", "--count 400"),
+    "precisions": ("--count 40", "--count 400 --all"),
 }
 """What runs, in order, and its settings: usually, and with --full."""
 OF_A_BUNDLE = ("latency", "speculation", "chat", "quality")
+JUDGED = ("quality", "precisions")
 PROMPTS = (
     "a red sphere on a gray floor",
     "a large blue cube on a brown floor",
@@ -113,11 +115,13 @@ def _measure(part: str, model: Path | None, folder: Path, *, full: bool) -> dict
     arguments = [part, *PARTS[part][full].split()]
     if model is not None and part in OF_A_BUNDLE:
         arguments += ["--model", str(model)]
+    if part == "precisions":
+        arguments.insert(1, str(folder.parent))
     if part == "latency":
         for width, height in Bundle.peek(folder).manifest.pictures.trained_sizes:
             arguments += ["--size", f"{width}x{height}"]
     started = time.perf_counter()
-    if part == "quality" and not (folder.parent / "judge.safetensors").is_file():
+    if part in JUDGED and not (folder.parent / "judge.safetensors").is_file():
         said = {"problem": "there are no weights of a judge beside the bundle (judge.safetensors)"}
     else:
         said = run(arguments)

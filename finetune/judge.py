@@ -192,8 +192,10 @@ def train_judge(
         image[mirror] = image[mirror, :, ::-1]
         shown = [scene.mirrored() if turned else scene for scene, turned in zip(shown, mirror, strict=True)]
         scaled = same_scale(torch.from_numpy(image))
-        maps, floors = judge(scaled)
-        loss = judge_loss(maps, floors, _targets(shown, scaled.shape[2], scaled.shape[1]))
+        with torch.autocast("cpu", torch.bfloat16):
+            maps, floors = judge(scaled)
+        maps = {name: values.float() for name, values in maps.items()}
+        loss = judge_loss(maps, floors.float(), _targets(shown, scaled.shape[2], scaled.shape[1]))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -102,7 +102,7 @@ def default_plan() -> Plan:
     small = GroupPlan({("text-to-image", SQUARE_128): 1.0}, batch=32)
     beside = GroupPlan({("text-to-image", SQUARE_128): 1.0, ("beside", SQUARE_128): 2.0}, batch=32)
     words = GroupPlan({("text-only", SQUARE_128): 1.0}, batch=64, weight=0.15)
-    large = {("text-to-image", SQUARE_256): 4.0, ("beside", SQUARE_256): 1.5}
+    large = {("text-to-image", SQUARE_256): 5.0, ("beside", SQUARE_256): 4.0}
     return Plan(
         vq=VQRecipe(steps=14000),
         vq_pictures=(*colors, *dense),
@@ -118,7 +118,7 @@ def default_plan() -> Plan:
             StagePlan("128-beside", 128, (beside, words), Recipe(steps=2400, rate=1.5e-3, muon=True)),
             StagePlan("192", 192, (_short(1.0), _long(0.2)), Recipe(steps=4000, rate=1.2e-3, muon=True)),
             StagePlan(
-                "256", 256, (_short(0.3), _long(0.7, large), _longest(0.1)), Recipe(steps=3000, rate=8e-4, muon=True)
+                "256", 256, (_drawn(0.5), _long(0.4, large), _longest(0.12)), Recipe(steps=2600, rate=1e-3, muon=True)
             ),
         ),
     )
@@ -128,12 +128,11 @@ def _album(pictures: int, dense: int, edited: int) -> dict[str, int]:
     return {"picture": pictures, **dict.fromkeys(KINDS[1:], dense), "edited": edited}
 
 
-def _pictures_of(size: Size) -> dict[tuple[str, Size], float]:
+def _pictures_of(size: Size, weight: float = 1.0) -> dict[tuple[str, Size], float]:
     """The tasks of which a picture goes in and a picture comes out."""
-    read_off = {(task, size): 0.5 for task in ("depth", "normals", "segmentation")}
-    return (
-        read_off | {(f"from-{kind}", size): 0.4 for kind in ("edges", "depth", "segmentation")} | {("edit", size): 1.0}
-    )
+    read_off = {(task, size): 0.5 * weight for task in ("depth", "normals", "segmentation")}
+    drawn = {(f"from-{kind}", size): 0.4 * weight for kind in ("edges", "depth", "segmentation")}
+    return read_off | drawn | {("edit", size): weight}
 
 
 def _short(weight: float) -> GroupPlan:
@@ -145,6 +144,14 @@ def _short(weight: float) -> GroupPlan:
     return GroupPlan(drawn | said | _pictures_of(SQUARE_128), 24, weight)
 
 
+def _drawn(weight: float) -> GroupPlan:
+    """The same, with more of what goes wrong most: two solids, at every size."""
+    drawn = {("text-to-image", size): 2.0 for size in (SQUARE_128, SQUARE_192, WIDE, HIGH)}
+    drawn |= {("beside", SQUARE_128): 4.0, ("beside", SQUARE_192): 3.0, ("beside", WIDE): 1.0, ("beside", HIGH): 1.0}
+    said = {("answer", SQUARE_128): 2.0, ("describe", SQUARE_128): 0.3, ("text-only", SQUARE_128): 0.3}
+    return GroupPlan(drawn | said | _pictures_of(SQUARE_128, 0.5), 24, weight)
+
+
 def _long(weight: float, drawn: Mapping[tuple[str, Size], float] | None = None) -> GroupPlan:
     """About 310 tokens."""
     return GroupPlan({**(drawn or {}), ("answer", SQUARE_192): 1.0, **_pictures_of(SQUARE_192)}, 12, weight)
@@ -152,4 +159,4 @@ def _long(weight: float, drawn: Mapping[tuple[str, Size], float] | None = None) 
 
 def _longest(weight: float) -> GroupPlan:
     """About 570 tokens."""
-    return GroupPlan(_pictures_of(SQUARE_256) | {("answer", SQUARE_256): 1.0}, 6, weight)
+    return GroupPlan(_pictures_of(SQUARE_256) | {("answer", SQUARE_256): 2.0}, 6, weight)

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
+from mgpt_edge.export.engines import best_engine
+from mgpt_edge.runtime.bundle import Bundle
 from tests.families import LIKE_7B, LIKE_34B, write_checkpoint, write_second, write_talker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from mgpt_edge.runtime.bundle import Bundle
 
 # A slow machine is no failure: the first example waits for Hypothesis' own tables.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -41,15 +42,20 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def bundle_of(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
-    """(kind, precision, engine) -> its bundle; without an engine the precision's best."""
-    made: dict[tuple[str, str, str | None], Bundle] = {}
+def bundle_of(
+    checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Callable[..., Bundle]:
+    """(kind, precision, engine) -> its bundle, not to be written to; without an engine the precision's best."""
+    base = tmp_path_factory.getbasetemp()
+    bundles = (base if worker_id == "master" else base.parent) / "bundles"  # of all workers
+    bundles.mkdir(exist_ok=True)
 
     def make(kind: str, precision: str, engine: str | None = None) -> Bundle:
-        if (kind, precision, engine) not in made:
-            out = tmp_path_factory.mktemp("bundles") / f"{kind}-{precision}"
-            checkpoint = Checkpoint.open(checkpoints[kind])
-            made[kind, precision, engine] = export_bundle(checkpoint, out, precision=precision, engine=engine)
-        return made[kind, precision, engine]
+        engine = engine or best_engine(precision)
+        out = bundles / f"{kind}-{precision}-{engine}"
+        with FileLock(f"{out}.lock"):
+            if not out.exists():
+                export_bundle(Checkpoint.open(checkpoints[kind]), out, precision=precision, engine=engine)
+        return Bundle.open(out)
 
     return make

@@ -20,7 +20,7 @@ VERBS = {
     "chat": "what a further turn costs",
     "ceiling": "what this machine allows: memory, matrix products, the least time of a code",
     "simulate": "an estimate for a machine that is not at hand",
-    "precisions": "every precision of every engine: how far from float32, what it draws, its size and speed",
+    "precisions": "precisions and engines: how far from float32, what they draw, size and speed",
     "quality": "how often the small model does what it is asked",
 }
 SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}

@@ -61,6 +61,19 @@ def made_up() -> dict[str, Any]:
         "sampler": {"rows": [{**row, **near("native_us", 20.0), **near("numpy_us", 400.0)}]},
         "chat": {"times": {"a turn": near("ratio", 0.4)}},
         "quality": {"32x32, one solid": "95.0 % (90.0-98.0, n=100)", "depth, mean relative error": "0.123"},
+        "precisions": [_precision("native", 1.0), _precision("cpu", 3.0), _precision("rtx", None)],
+    }
+
+
+def _precision(engine: str, milliseconds: float | None) -> dict[str, Any]:
+    share = "95.0 % (90.0-98.0, n=100)"
+    return {
+        "engine": engine,
+        "precision": "int8",
+        "megabytes": 7.0,
+        "agreement": {"image": {"positions": 100, "divergence": 0.01, "same": 0.97}},
+        "shares": {f"32x32, {kind}": share for kind in ("one solid", "two solids", "held-out pair")},
+        **(near("code_ms", milliseconds) if milliseconds else {"code_ms": None, "code_ms_spread": None}),
     }
 
 

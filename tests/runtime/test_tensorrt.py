@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +41,20 @@ def cuda(monkeypatch):
     monkeypatch.setattr(gpu, "_runtime", lambda: fake)
     monkeypatch.setattr(plans, "library", lambda engine: (plans.LIBRARIES[engine][0], FakeTensorRT(fake, VERSION)))
     return fake
+
+
+@pytest.fixture(scope="module")
+def bundle_of(bundle_of, tmp_path_factory):
+    """Copies, for plans to be written to."""
+    copies = tmp_path_factory.mktemp("copies")
+
+    def copy(kind, precision, engine):
+        folder = bundle_of(kind, precision, engine).folder
+        if not (copies / folder.name).exists():
+            shutil.copytree(folder, copies / folder.name)
+        return Bundle.open(copies / folder.name)
+
+    return copy
 
 
 @pytest.fixture(scope="module")
