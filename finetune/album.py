@@ -44,10 +44,14 @@ class Scenes(ABC):
         return self.scenes[index].mirrored() if mirrored else self.scenes[index]
 
     @cached_property
+    def pairs(self) -> list[int]:
+        """Scenes of two solids."""
+        return [index for index, scene in enumerate(self.scenes) if len(scene.solids) == 2]
+
+    @cached_property
     def beside(self) -> list[int]:
-        """Scenes of two solids, one to the left of the other."""
-        pairs = [index for index, scene in enumerate(self.scenes) if len(scene.solids) == 2]
-        return [index for index in pairs if relation(*self.scenes[index].solids) in {"left", "right"}]
+        """Those of them with one to the left of the other."""
+        return [index for index in self.pairs if relation(*self.scenes[index].solids) in {"left", "right"}]
 
     def count(self, *kinds: str) -> int:
         """How many scenes have pictures of all these kinds."""

@@ -102,7 +102,7 @@ def default_plan() -> Plan:
     small = GroupPlan({("text-to-image", SQUARE_128): 1.0}, batch=32)
     beside = GroupPlan({("text-to-image", SQUARE_128): 1.0, ("beside", SQUARE_128): 2.0}, batch=32)
     words = GroupPlan({("text-only", SQUARE_128): 1.0}, batch=64, weight=0.15)
-    large = {("text-to-image", SQUARE_256): 5.0, ("beside", SQUARE_256): 4.0}
+    large = {("text-to-image", SQUARE_256): 5.0, ("pair", SQUARE_256): 4.0}
     return Plan(
         vq=VQRecipe(steps=14000),
         vq_pictures=(*colors, *dense),
@@ -147,7 +147,7 @@ def _short(weight: float) -> GroupPlan:
 def _drawn(weight: float) -> GroupPlan:
     """The same, with more of what goes wrong most: two solids, at every size."""
     drawn = {("text-to-image", size): 2.0 for size in (SQUARE_128, SQUARE_192, WIDE, HIGH)}
-    drawn |= {("beside", SQUARE_128): 4.0, ("beside", SQUARE_192): 3.0, ("beside", WIDE): 1.0, ("beside", HIGH): 1.0}
+    drawn |= {("pair", SQUARE_128): 4.0, ("pair", SQUARE_192): 3.0, ("pair", WIDE): 1.0, ("pair", HIGH): 1.0}
     said = {("answer", SQUARE_128): 2.0, ("describe", SQUARE_128): 0.3, ("text-only", SQUARE_128): 0.3}
     return GroupPlan(drawn | said | _pictures_of(SQUARE_128, 0.5), 24, weight)
 

@@ -38,6 +38,11 @@ def beside(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     return _drawn(album, rng, album.beside[rng.integers(len(album.beside))])
 
 
+def pair(album: Scenes, rng: np.random.Generator) -> list[Turn]:
+    """The same of any two solids: which of them has which color and shape is learnt late, too."""
+    return _drawn(album, rng, album.pairs[rng.integers(len(album.pairs))])
+
+
 def depth(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     return _read_off(album, rng, "depth")
 
@@ -122,6 +127,7 @@ def _shown(album: Scenes, kind: str, index: int, mirrored: bool = False) -> Turn
 TASKS: dict[str, Task] = {
     "text-to-image": text_to_image,
     "beside": beside,
+    "pair": pair,
     "depth": depth,
     "normals": normals,
     "segmentation": segmentation,
@@ -133,7 +139,7 @@ TASKS: dict[str, Task] = {
     "describe": describe,
     "text-only": text_only,
 }
-GUIDED = frozenset(("text-to-image", "beside", "from-edges", "from-depth", "from-segmentation", "edit"))
+GUIDED = frozenset(("text-to-image", "beside", "pair", "from-edges", "from-depth", "from-segmentation", "edit"))
 """Tasks whose answer is a picture that guidance may be used for: their prompt is dropped now and then."""
 
 KINDS_OF = {

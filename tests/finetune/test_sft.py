@@ -158,7 +158,9 @@ def test_every_task_is_a_conversation(tokenizer: Tokenizer, task: str) -> None:
     shown = sum(len(turn.pictures) for turn in turns)
     assert sample.tokens.count(corpus.vocabulary.begin_image) == shown
     assert sample.tokens.count(corpus.vocabulary.separator) == len(turns)
-    assert shown == {"text-to-image": 1, "beside": 1, "answer": 1, "describe": 1, "text-only": 0}.get(task, 2)
+    assert shown == {"text-to-image": 1, "beside": 1, "pair": 1, "answer": 1, "describe": 1, "text-only": 0}.get(
+        task, 2
+    )
     # Learnt are the model's turns, each from its first token to its separator.
     answers, ends = 0, [i for i, token in enumerate(sample.tokens) if token == corpus.vocabulary.separator]
     for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
