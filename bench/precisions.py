@@ -22,8 +22,7 @@ from mgpt_edge.cli.conversations import read_conversations
 from mgpt_edge.export.agreement import Agreement, agreement
 from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
-from mgpt_edge.export.engines import ENGINES
-from mgpt_edge.export.quantise import CALIBRATED
+from mgpt_edge.export.engines import ENGINES, NEED_STATISTICS
 from mgpt_edge.export.statistics import collect
 from mgpt_edge.finetune import scores
 from mgpt_edge.finetune.draw import Sampling
@@ -107,7 +106,7 @@ class Table:
         self.followed: list[Conversation] = [(sample.tokens, sample.learnt) for sample in followed]
 
     def line(self, engine: str, precision: str) -> Line:
-        statistics = self.statistics if precision in CALIBRATED else None
+        statistics = self.statistics if precision in NEED_STATISTICS else None
         out = self.folder / f"{engine}-{precision}"
         bundle = export_bundle(self.checkpoint, out, precision=precision, engine=engine, statistics=statistics)
         ran = _runs(engine)

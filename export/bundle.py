@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mgpt_edge.export import trace
 from mgpt_edge.export.checkpoint import to_array
-from mgpt_edge.export.engines import ENGINES, best_engine
+from mgpt_edge.export.engines import ENGINES, NEED_STATISTICS, best_engine
 from mgpt_edge.export.equalise import equalise, smooth
 from mgpt_edge.export.forecast import describe, row_capacity
 from mgpt_edge.export.golden import golden_logits
@@ -20,6 +20,7 @@ from mgpt_edge.export.graphfile import graph_bytes, write_graph
 from mgpt_edge.export.invariance import width_invariant
 from mgpt_edge.export.lower import cpu, cuda, native, tensorrt, tensorrt10
 from mgpt_edge.export.lower.vq import lower_vq
+from mgpt_edge.export.mixed import mix
 from mgpt_edge.export.quantise import CALIBRATED
 from mgpt_edge.export.targets import TARGETS
 from mgpt_edge.export.tokenizer import text_tokenizer
@@ -66,7 +67,8 @@ def export_bundle(
         engine: one of `ENGINES`; unless given, the first that has the precision.
         target_size: side in pixels it was trained for, where the checkpoint does not say.
         statistics: of what the linears are given. `fp8` and `nvfp4` take their scales from them; for other precisions
-            the weights are rescaled by them before they are rounded, and `w8a8` does both.
+            the weights are rescaled by them before they are rounded, `w8a8` does both, and `mixed` learns from them
+            which linears need 8 bits.
         progress: told after each weight.
 
     Raises:
@@ -120,10 +122,10 @@ def _check_request(
     if precision not in ENGINES[engine]:
         msg = f"unknown precision {precision!r}; engine {engine} has: {', '.join(ENGINES[engine])}"
         raise InvalidRequest(msg)
-    if precision in CALIBRATED and statistics is None:
+    if precision in NEED_STATISTICS and statistics is None:
         msg = (
-            f"{precision} fixes the scales of activations, so it needs statistics: mgpt calibrate {checkpoint.source} "
-            "--data RECORDS -o FILE, then --statistics FILE; int8 needs none"
+            f"{precision} depends on what the layers are given, so it needs statistics: mgpt calibrate "
+            f"{checkpoint.source} --data RECORDS -o FILE, then --statistics FILE; int8 needs none"
         )
         raise InvalidRequest(msg)
     if target_size is None and checkpoint.defaults.target_size is None:
@@ -139,6 +141,8 @@ def _rescaled(
         return smooth(checkpoint, statistics)
     if precision in CALIBRATED:
         return checkpoint, statistics
+    if precision == "mixed":
+        return mix(equalise(checkpoint, statistics, "int4", engine), statistics), None
     return equalise(checkpoint, statistics, precision, engine), None
 
 

@@ -44,6 +44,9 @@ class Checkpoint:
     """An opened checkpoint of the family; `open` makes it.
 
     Opening reads headers only. Tensors come in the dtype of the file, each in memory of its own.
+
+    Attributes:
+        wide: names of the weights that keep 8 bits in a bundle in `mixed` precision; `mixed.mix` chooses them.
     """
 
     source: str
@@ -54,6 +57,7 @@ class Checkpoint:
     tokenizer_json: str
     shards: Shards
     vq: VQFiles | None
+    wide: frozenset[str] = frozenset()
 
     @classmethod
     def open(cls, source: str | Path, vq: Path | None = None) -> Checkpoint:

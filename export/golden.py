@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mgpt_edge.export.model import Block, causal_attention
-from mgpt_edge.export.quantise import embedded, quantised_linear
+from mgpt_edge.export.quantise import embedded, precision_of, quantised_linear
 from mgpt_edge.runtime.golden import Golden
 
 if TYPE_CHECKING:
@@ -34,7 +34,12 @@ def golden_logits(checkpoint: Checkpoint, precision: str, engine: str, statistic
     ids = np.sort(rng.choice(vocabulary.codes, min(SAMPLED_CODES, vocabulary.codes), replace=False))
     x = hidden_states(checkpoint, [tokens], precision, engine, statistics)[-1:]
     largest = statistics and statistics.largest_of("lm_head.weight")
-    head = quantised_linear(checkpoint.tensor("lm_head.weight")[low:high], precision, engine, largest)
+    head = quantised_linear(
+        checkpoint.tensor("lm_head.weight")[low:high],
+        precision_of(checkpoint, "lm_head.weight", precision),
+        engine,
+        largest,
+    )
     return Golden(tokens=tokens, ids=ids.tolist(), logits=head(x)[0, ids].tolist())
 
 
@@ -76,7 +81,8 @@ def load_block(
         if isinstance(module, nn.Linear):
             key = f"{prefix}{name}.weight"
             largest = statistics and statistics.largest_of(key)
-            block.set_submodule(name, quantised_linear(checkpoint.tensor(key), precision, engine, largest))
+            kept = precision_of(checkpoint, key, precision)
+            block.set_submodule(name, quantised_linear(checkpoint.tensor(key), kept, engine, largest))
         else:
             for key in dict(module.named_parameters(recurse=False)):
                 value = checkpoint.tensor(f"{prefix}{name}.{key}").float()

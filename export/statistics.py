@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mgpt_edge.export.golden import load_block
 from mgpt_edge.export.model import causal_attention
+from mgpt_edge.export.quantise import rounded
 from mgpt_edge.runtime.bundle import write_atomically
 from mgpt_edge.runtime.errors import CheckpointError, InvalidRequest
 
@@ -38,6 +39,9 @@ INPUTS = {
 }
 """What is read by a block's linears -> those that read it. Beside them there is the head's `head`."""
 HIDDEN = "hidden"
+SCHEMA = "2"
+PROBED = 4
+"""Sequences that the harm of rounding is measured on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +53,15 @@ class Statistics:
         tokens: measured.
         largest: magnitudes, float32 [channels].
         square: mean squares, float32 [channels].
+        harm: what a block's output, or the logits, lose if the input's readers alone are rounded to 4 bits: the
+            change's mean square, relative to theirs.
     """
 
     checkpoint: str
     tokens: int
     largest: dict[str, Tensor] = field(default_factory=dict)
     square: dict[str, Tensor] = field(default_factory=dict)
+    harm: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path, checkpoint: Checkpoint) -> Statistics:
@@ -66,6 +73,9 @@ class Statistics:
         tensors, facts = _read(path)
         if facts["checkpoint"] != checkpoint.fingerprint():
             msg = f"{path} was measured on another checkpoint; measure this one: mgpt calibrate {checkpoint.source}"
+            raise InvalidRequest(msg)
+        if facts.get("schema") != SCHEMA:
+            msg = f"{path} was written by another mgpt-edge; measure again: mgpt calibrate {checkpoint.source}"
             raise InvalidRequest(msg)
         return _statistics(tensors, facts)
 
@@ -97,6 +107,7 @@ def collect(
     facts = {
         "checkpoint": checkpoint.fingerprint(),
         "tokens": str(sum(lengths)),
+        "schema": SCHEMA,
         "sequences": hashlib.sha256(said.encode()).hexdigest(),
     }
     partial = path.with_name(f"{path.name}.partial")
@@ -105,15 +116,20 @@ def collect(
     for layer in range(first, layers):
         progress(layer, layers)
         block = load_block(checkpoint, layer, "fp32", "cpu")
-        hidden, found = _through(block, checkpoint.config, tensors[HIDDEN].split(lengths))
+        parts = tensors[HIDDEN].split(lengths)
+        hidden, found = _through(block, checkpoint.config, parts)
+        _check(found | {HIDDEN: hidden}, layer)
+        found |= _harm(block, checkpoint.config, parts[:PROBED], hidden)
         tensors |= {HIDDEN: hidden} | {f"{layer}.{name}": value for name, value in found.items()}
-        _check(tensors, layer)
         _write(partial, tensors, facts | {"layers": str(layer + 1)})
     norm = checkpoint.tensor("model.norm.weight").float()
     hidden = tensors.pop(HIDDEN)
     head = _Input()
-    head.see(torch.nn.functional.rms_norm(hidden, norm.shape, norm, checkpoint.config.norm_eps))
+    states = torch.nn.functional.rms_norm(hidden, norm.shape, norm, checkpoint.config.norm_eps)
+    head.see(states)
     tensors |= {f"head.{name}": value for name, value in head.found().items()}
+    weight, states = checkpoint.tensor("lm_head.weight").float(), states[: sum(lengths[:PROBED])]
+    tensors["head.harm"] = _change(states @ rounded(weight, "int4", "native").T, states @ weight.T)
     _write(path, tensors, facts)
     partial.unlink(missing_ok=True)
     progress(layers, layers)
@@ -156,6 +172,26 @@ def _through(block: nn.Module, config: DecoderConfig, parts: Sequence[Tensor]) -
     return torch.cat(hidden), found
 
 
+@torch.inference_mode()
+def _harm(block: nn.Module, config: DecoderConfig, parts: Sequence[Tensor], hidden: Tensor) -> dict[str, Tensor]:
+    """`Statistics.harm` of a block's inputs, on some sequences; `hidden` begins with what the block makes of these."""
+    found = {}
+    for name, modules in INPUTS.items():
+        linears = [block.get_submodule(module) for module in modules]
+        exact = [linear.weight.data for linear in linears]
+        for linear, weight in zip(linears, exact, strict=True):
+            linear.weight.data = rounded(weight, "int4", "native")
+        changed = torch.cat([block(x[None], causal_attention(config, len(x), x.device))[0] for x in parts])
+        for linear, weight in zip(linears, exact, strict=True):
+            linear.weight.data = weight
+        found[f"{name}.harm"] = _change(changed, hidden[: len(changed)])
+    return found
+
+
+def _change(changed: Tensor, exact: Tensor) -> Tensor:
+    return (changed - exact).square().mean() / exact.square().mean()
+
+
 def _check(tensors: dict[str, Tensor], layer: int) -> None:
     bad = [name for name, value in tensors.items() if not value.isfinite().all()]
     if bad:
@@ -187,8 +223,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _statistics(tensors: dict[str, Tensor], facts: dict[str, str]) -> Statistics:
-    largest, square = (
+    kinds = (
         {name.removesuffix(kind): value for name, value in tensors.items() if name.endswith(kind)}
-        for kind in (".largest", ".square")
+        for kind in (".largest", ".square", ".harm")
     )
-    return Statistics(facts["checkpoint"], int(facts["tokens"]), largest, square)
+    return Statistics(facts["checkpoint"], int(facts["tokens"]), *kinds)

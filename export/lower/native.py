@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from mgpt_edge.export.quantise import int4, int8
+from mgpt_edge.export.quantise import int4, int8, precision_of
 from mgpt_edge.runtime.engines.native import FILE
 from mgpt_edge.runtime.errors import InvalidRequest
 
@@ -53,7 +52,7 @@ def write_decoder(checkpoint: Checkpoint, config: DecoderConfig, precision: str,
     Args:
         checkpoint: where the weights come from.
         config: the checkpoint's own, or with fewer layers.
-        precision: of `PACKED`.
+        precision: of the engine's.
         folder: where the file goes.
 
     Raises:
@@ -122,16 +121,23 @@ PACKED: dict[str, Callable[[NDArray[np.float32]], tuple[NDArray[Any], NDArray[An
 
 
 def _entries(checkpoint: Checkpoint, config: DecoderConfig, precision: str) -> Iterator[tuple[Entry, ...]]:
-    linear = partial(_packed, precision)
+
+    def linear(name: str, out: int, size: int, read: Callable[[], NDArray[np.float32]], of: str) -> tuple[Entry, ...]:
+        return _packed(precision_of(checkpoint, of, precision), name, out, size, read)
+
+    def plain(name: str, out: int, size: int, of: str) -> tuple[Entry, ...]:
+        return linear(name, out, size, _plain(checkpoint, of), of)
+
     mixed, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     yield _embedding(checkpoint, config, precision)
     for index in range(config.num_layers):
         at, source = f"layers.{index}.", f"model.layers.{index}."
-        yield linear(at + "qkv", mixed + 2 * keys, config.hidden_size, _interleaved_heads(checkpoint, source))
-        yield linear(at + "out", config.hidden_size, mixed, _plain(checkpoint, f"{source}self_attn.o_proj.weight"))
-        yield linear(at + "gate_up", 2 * config.intermediate_size, config.hidden_size, _alternating(checkpoint, source))
-        down = _plain(checkpoint, f"{source}mlp.down_proj.weight")
-        yield linear(at + "down", config.hidden_size, config.intermediate_size, down)
+        heads, halves = _interleaved_heads(checkpoint, source), _alternating(checkpoint, source)
+        yield linear(at + "qkv", mixed + 2 * keys, config.hidden_size, heads, f"{source}self_attn.q_proj.weight")
+        yield plain(at + "out", config.hidden_size, mixed, f"{source}self_attn.o_proj.weight")
+        of_gate = f"{source}mlp.gate_proj.weight"
+        yield linear(at + "gate_up", 2 * config.intermediate_size, config.hidden_size, halves, of_gate)
+        yield plain(at + "down", config.hidden_size, config.intermediate_size, f"{source}mlp.down_proj.weight")
         yield (
             _vector(checkpoint, at + "attention_norm", f"{source}input_layernorm.weight", config.hidden_size),
             _vector(checkpoint, at + "mlp_norm", f"{source}post_attention_layernorm.weight", config.hidden_size),
@@ -139,7 +145,7 @@ def _entries(checkpoint: Checkpoint, config: DecoderConfig, precision: str) -> I
             *_head_norm(checkpoint, at + "key_norm", f"{source}self_attn.k_norm", config.num_kv_heads),
         )
     yield (_vector(checkpoint, "norm", "model.norm.weight", config.hidden_size),)
-    yield linear("head", config.vocab_size, config.hidden_size, _plain(checkpoint, "lm_head.weight"))
+    yield plain("head", config.vocab_size, config.hidden_size, "lm_head.weight")
 
 
 def _embedding(checkpoint: Checkpoint, config: DecoderConfig, precision: str) -> tuple[Entry, ...]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from mgpt_edge.export.checkpoint import Checkpoint
+
     Scheme = Callable[[Tensor], nn.Module]
     """Weight [out, in] -> a module; its `rounded` is the weight that is left of it."""
 
@@ -60,8 +62,15 @@ def quantised_linear(weight: Tensor, precision: str, engine: str, largest: float
 def embedded(rows: Tensor, precision: str, engine: str) -> Tensor:
     """Rows of the embedding [n, hidden] as an engine keeps them, float32."""
     if engine == "native":
-        return Int8Linear(rows).rounded if precision == "int4" else rows.bfloat16().float()
+        return Int8Linear(rows).rounded if precision in {"int4", "mixed"} else rows.bfloat16().float()
     return rows.float()
+
+
+def precision_of(checkpoint: Checkpoint, weight: str, precision: str) -> str:
+    """What the linear with the weight of this name has in a bundle of `precision`."""
+    if precision != "mixed":
+        return precision
+    return "int8" if weight in checkpoint.wide else "int4"
 
 
 def rounded(weight: Tensor, precision: str, engine: str) -> Tensor:

@@ -22,7 +22,7 @@ def export(
     checkpoint: Annotated[str, typer.Argument(help="Folder of a checkpoint, or a Hugging Face repository id.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle to make.")],
     vq: VQFolder = None,
-    precision: Annotated[str, typer.Option(help="fp32, fp16, int8, int4, w8a8, fp8 or nvfp4.")] = "int8",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, int8, int4, mixed, w8a8, fp8 or nvfp4.")] = "int8",
     engine: Annotated[
         str | None,
         typer.Option(
