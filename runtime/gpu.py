@@ -75,17 +75,20 @@ class Gpu:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self._call("cudaMemcpy2DAsync", *target, *source, count, lines, kind, self.stream)
 
-    def capture(self, work: Callable[[], None]) -> Any:
+    def capture(self, work: Callable[[], None]) -> Graph:
         """What `work` enqueues as one CUDA graph; nothing of it runs."""
         self._call("cudaStreamBeginCapture", self.stream, self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed)
         try:
             work()
         finally:
             graph = self._call("cudaStreamEndCapture", self.stream)
-        return self._call("cudaGraphInstantiate", graph, 0)
+        made = Graph(self._call("cudaGraphInstantiate", graph, 0))
+        weakref.finalize(made, self._cuda.cudaGraphExecDestroy, made.handle)
+        self._call("cudaGraphDestroy", graph)
+        return made
 
-    def launch(self, graph: Any) -> None:
-        self._call("cudaGraphLaunch", graph, self.stream)
+    def launch(self, graph: Graph) -> None:
+        self._call("cudaGraphLaunch", graph.handle, self.stream)
 
     def wait(self) -> None:
         """Until everything enqueued is done."""
@@ -109,6 +112,13 @@ class Buffer:
     def __init__(self, address: int, count: int) -> None:
         self.address = address
         self.count = count
+
+
+class Graph:
+    """Enqueued work, to be launched as one; it goes with the object."""
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
 
 
 def _runtime() -> Any:

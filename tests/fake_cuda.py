@@ -40,7 +40,7 @@ class FakeCuda:
         self.blocks: dict[int, Any] = {}
         self.queue: deque[Callable[[], object]] = deque()
         self.captured: list[Callable[[], object]] | None = None
-        self.launches = 0
+        self.launches = self.graphs = 0
 
     def enqueue(self, stream: int, work: Callable[[], object]) -> tuple[Status]:
         assert stream == STREAM
@@ -71,7 +71,16 @@ class FakeCuda:
         return Status.cudaSuccess, graph
 
     def cudaGraphInstantiate(self, graph: Any, _flags: int) -> tuple[Status, Any]:
-        return Status.cudaSuccess, graph
+        self.graphs += 1
+        return Status.cudaSuccess, list(graph)
+
+    def cudaGraphDestroy(self, graph: Any) -> tuple[Status]:
+        graph.clear()
+        return (Status.cudaSuccess,)
+
+    def cudaGraphExecDestroy(self, _graph: Any) -> tuple[Status]:
+        self.graphs -= 1
+        return (Status.cudaSuccess,)
 
     def cudaGraphLaunch(self, graph: Any, stream: int) -> tuple[Status]:
         assert stream == STREAM

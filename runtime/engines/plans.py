@@ -20,7 +20,7 @@ from mgpt_edge.runtime.gpu import Gpu
 
 if TYPE_CHECKING:
     from mgpt_edge.runtime.bundle import Bundle
-    from mgpt_edge.runtime.gpu import Buffer
+    from mgpt_edge.runtime.gpu import Buffer, Graph
 
 _JETPACK = "JetPack brings it (apt install python3-libnvinfer), on other machines pip install tensorrt"
 LIBRARIES = {
@@ -140,7 +140,8 @@ class Context:
         self._context = context
         self._workspace: Buffer | None = None
         self._addresses: dict[str, int] = {}
-        self._ran, self._recorded = False, None
+        self._ran = False
+        self._recorded: Graph | None = None
 
     def bind(self, addresses: dict[str, int]) -> None:
         """Where inputs and outputs lie on the device, from now on."""

@@ -177,6 +177,7 @@ def test_single_tokens_become_one_graph_each(cuda, bundle_of):
     rows.forward([Fed(0, [3, 4, 5], 3)], "image")
     feed()
     assert cuda.launches == 4
+    assert cuda.graphs == 2
 
 
 def test_what_compiles_on_the_machine_is_kept(cuda, bundle_of, tmp_path, monkeypatch):
