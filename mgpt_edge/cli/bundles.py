@@ -153,26 +153,39 @@ def estimate(
     precision: Annotated[str | None, typer.Option(help="Of a checkpoint: fp32, int8 or int4.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the memory that drawing a picture takes; exit code 1 if this machine has less."""
+    """Print the memory that drawing a picture takes; exit code 1 if there is less, on the GPU for a bundle of one."""
     from mgpt_edge.cli.generate import parse_size
     from mgpt_edge.runtime import memory
 
     manifest, others = _estimated(path, precision)
     target = manifest.pictures.target_size
     chosen = (target, target) if size is None else parse_size(size)
-    need, free = memory.forecast(manifest, chosen), memory.available_bytes()
-    fits = need.total_bytes <= free
-    hint = None if fits else memory.what_would_fit([manifest, *others], chosen, free)
+    need, (free, said) = memory.forecast(manifest, chosen), _free(manifest.engine)
+    fits = free is not None and need.total_bytes <= free
+    hint = None if free is None or fits else memory.what_would_fit([manifest, *others], chosen, free)
     facts = {"size": chosen, "precision": manifest.precision, **need.to_json(), "free_bytes": free, "fits": fits}
     if as_json:
         print(json.dumps({**facts, "hint": hint}))
     else:
         for name, count in need.to_json().items():
             print(f"{name.removesuffix('_bytes'):12} {memory.mebibytes(count):>14}")
-        print(f"{'free here':12} {memory.mebibytes(free):>14}")
+        print(f"{'free here':12} {said:>14}")
         if hint:
             print(f"a picture of {chosen[0]}x{chosen[1]} in {manifest.precision} does not fit; {hint}")
     raise typer.Exit(0 if fits else 1)
+
+
+def _free(engine: str) -> tuple[int | None, str]:
+    """Bytes free where the engine keeps a bundle, and how to say it."""
+    from mgpt_edge.runtime.engines import free_bytes
+    from mgpt_edge.runtime.errors import IncompatibleEngine
+    from mgpt_edge.runtime.memory import mebibytes
+
+    try:
+        count = free_bytes(engine)
+    except IncompatibleEngine as error:
+        return None, str(error)
+    return count, mebibytes(count)
 
 
 def _estimated(path: Path, precision: str | None) -> tuple[Manifest, list[Manifest]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mgpt_edge.runtime import memory
 from mgpt_edge.runtime.engines.cuda import CudaEngine, check_provider
 from mgpt_edge.runtime.engines.graphs import onnxruntime
 from mgpt_edge.runtime.engines.native import NativeEngine
@@ -29,6 +30,7 @@ ENGINES: dict[str, Callable[[Bundle, int], Engine]] = {
     "tensorrt10": TensorRt10Engine,
 }
 
+ON_CPU = frozenset(("native", "cpu"))
 CHECKS: dict[str, Callable[[], object]] = {
     "native": onnxruntime,  # for the VQ model
     "cpu": onnxruntime,
@@ -50,6 +52,15 @@ def load_engine(bundle: Bundle, threads: int) -> Engine:
         msg = f"{bundle.folder} was exported for engine {name!r}; this version runs {', '.join(ENGINES)}"
         raise IncompatibleEngine(msg)
     return ENGINES[name](bundle, threads)
+
+
+def free_bytes(name: str) -> int:
+    """Bytes free where an engine keeps weights and caches: the machine's memory, or its GPU's.
+
+    Raises:
+        IncompatibleEngine: there is no GPU, and the engine needs one.
+    """
+    return memory.available_bytes() if name in ON_CPU else Gpu().free_bytes()
 
 
 def missing(name: str) -> str | None:

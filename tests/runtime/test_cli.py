@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mgpt_edge.runtime import gpu
+from tests.fake_cuda import FakeCuda
+
 MGPT = [sys.executable, "-c", "from mgpt_edge.cli import main; main()"]
 
 
@@ -127,6 +130,22 @@ def test_estimate_says_what_would_fit(mgpt, checkpoints, monkeypatch):
     assert "does not fit; int8 would" in out
     monkeypatch.setattr(memory, "available_bytes", lambda: 1 << 20)
     assert "nothing would" in mgpt("estimate", checkpoints["7b"])[1]
+
+
+def test_estimate_asks_the_gpu_of_a_bundle_for_one(mgpt, bundle, tmp_path, monkeypatch):
+    shutil.copytree(bundle, tmp_path / "copy")
+    path = tmp_path / "copy" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"engine": "rtx"}))
+    for free, code in ((1 << 20, 1), (1 << 40, 0)):
+        cuda = FakeCuda(free=free)
+        monkeypatch.setattr(gpu, "_runtime", lambda cuda=cuda: cuda)
+        found, out, _ = mgpt("estimate", path.parent, "--json")
+        assert found == code
+        assert json.loads(out)["free_bytes"] == free
+    monkeypatch.setattr(cuda, "cudaSetDevice", lambda _: (type(cuda).cudaError_t(2),))
+    code, out, _ = mgpt("estimate", path.parent)
+    assert code == 1
+    assert "mgpt doctor" in out
 
 
 def test_verify_finds_damage(mgpt, bundle, tmp_path):
