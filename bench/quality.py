@@ -21,6 +21,7 @@ from mgpt_edge.finetune.conversation import Turn
 from mgpt_edge.finetune.draw import Sampling
 from mgpt_edge.finetune.judge import Judge
 from mgpt_edge.finetune.pictures import SHARD, Pictures, render_together
+from mgpt_edge.finetune.vq import decibels
 from mgpt_edge.runtime.bundle import default_bundle
 from mgpt_edge.runtime.decode import decode
 from mgpt_edge.runtime.errors import IncompleteAnswer, InvalidRequest
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mgpt_edge.runtime.engines.base import Engine
     from mgpt_edge.runtime.model import Model
 
 LONGEST_ANSWER = 60  # tokens
@@ -107,6 +109,13 @@ class BundleArtist:
         return Album(pictures, {**codes, "picture": codes["picture"][None]}, self.model.manifest.vocabulary)
 
 
+def _decibels(engine: Engine, album: Album, count: int) -> float:
+    """PSNR of pictures that are encoded and decoded."""
+    pictures = album.pictures["picture"].load()[:count]
+    drawn = np.stack([engine.decode_pixels(engine.encode_pixels(picture)) for picture in pictures])
+    return decibels(float(np.square((drawn.astype(np.float32) - pictures) / 127.5).mean()))
+
+
 def quality(
     model: Annotated[Path | None, typer.Option(help="Bundle; the small model unless given.")] = None,
     judge: Annotated[Path | None, typer.Option(help="Weights of the judge; those beside the bundle.")] = None,
@@ -127,7 +136,9 @@ def quality(
     lines = list(scores.drawing(artist, reader, manifest.pictures.trained_sizes, count, sampling))
     if "chat" in manifest.tasks:
         pictures = Path(platformdirs.user_cache_dir("mgpt-edge")) / "tabletop"
-        lines += scores.seeing(artist, reader, artist.album((side, side), count, pictures), count, sampling)
+        album = artist.album((side, side), count, pictures)
+        lines.append(("VQ there and back", f"{_decibels(loaded.engine, album, count):.1f} dB"))
+        lines += scores.seeing(artist, reader, album, count, sampling)
     if as_json:
         print(json.dumps(dict(lines)))
         return
