@@ -16,6 +16,7 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(draft)
+        draft.chmod(0o644)  # safetensors lets nobody but the owner read what it writes
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

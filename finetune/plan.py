@@ -39,7 +39,7 @@ class GroupPlan:
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """One progressive stage; `side` is that of its square pictures."""
+    """One progressive stage; `side` is that of the squares it is scored on, and that its model draws unless asked."""
 
     name: str
     side: int
@@ -118,7 +118,7 @@ def default_plan() -> Plan:
             StagePlan("128-beside", 128, (beside, words), Recipe(steps=2400, rate=1.5e-3, muon=True)),
             StagePlan("192", 192, (_short(1.0), _long(0.2)), Recipe(steps=4000, rate=1.2e-3, muon=True)),
             StagePlan(
-                "256", 256, (_drawn(0.5), _long(0.4, large), _longest(0.12)), Recipe(steps=2600, rate=1e-3, muon=True)
+                "256", 128, (_drawn(0.5), _long(0.4, large), _longest(0.12)), Recipe(steps=2600, rate=1e-3, muon=True)
             ),
         ),
     )
