@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -146,10 +147,13 @@ def _walk(patches: int, max_aspect: float) -> Iterator[tuple[int, int]]:
 
 
 def nearest_bucket(width: int, height: int, sizes: list[tuple[int, int]]) -> tuple[int, int]:
-    """The size of `sizes` that a picture of width x height loses least to when cropped to it."""
+    """The size of `sizes` that a picture of width x height loses least to when cropped to it, of equals the nearest."""
 
     def kept(size: tuple[int, int]) -> float:
-        scale = size[0] / width, size[1] / height
-        return min(scale) / max(scale)
+        ratio = (size[0] * height) / (size[1] * width)
+        return min(ratio, 1 / ratio)
 
-    return max(sizes, key=lambda size: (kept(size), size))
+    def enlarged(size: tuple[int, int]) -> float:
+        return abs(math.log(size[0] * size[1] / (width * height)))
+
+    return max(sizes, key=lambda size: (kept(size), -enlarged(size), size))

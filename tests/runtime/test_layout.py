@@ -144,6 +144,13 @@ def test_nearest_bucket_keeps_most_of_the_picture(width, height):
     assert kept(nearest_bucket(width, height, sizes)) == pytest.approx(max(map(kept, sizes)))
 
 
+@given(st.sampled_from([32, 64, 96, 128]), st.sampled_from([32, 64, 96, 128]), st.integers(1, 5))
+def test_nearest_bucket_of_one_shape_is_nearest_in_size(width, height, times):
+    sizes = [(width * n, height * n) for n in (4, 2, 1, 5, 3)]
+    assert nearest_bucket(width * times, height * times, sizes) == (width * times, height * times)
+    assert nearest_bucket(width * 9, height * 9, sizes) == (width * 5, height * 5)
+
+
 @pytest.mark.parametrize(
     "change", [{"bos": -1}, {"codes": 65536}, {"first_grid": 65000}, {"separator": "x"}, {"codes": 0}]
 )
