@@ -64,7 +64,7 @@ def test_harm_is_what_transformers_block_loses(checkpoint, sequences, statistics
     assert len(statistics.harm) == len(INPUTS) * checkpoint.config.num_layers + 1
 
 
-def test_8_bits_go_where_they_help_most(checkpoint, statistics):
+def test_8_bits_are_for_a_share_of_the_weights(checkpoint, statistics):
     mixed = mix(equalise(checkpoint, statistics, "int4", "native"), statistics)
     assert mixed.wide
     weights = [name for name in checkpoint.config.shapes() if precision_of(mixed, name, "mixed") == "int8"]
