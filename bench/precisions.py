@@ -23,6 +23,7 @@ from mgpt_edge.export.agreement import Agreement, agreement
 from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.engines import ENGINES, NEED_STATISTICS
+from mgpt_edge.export.gptq import round_checkpoint, rounded_checkpoint
 from mgpt_edge.export.statistics import collect
 from mgpt_edge.finetune import scores
 from mgpt_edge.finetune.draw import Sampling
@@ -47,6 +48,7 @@ class Line:
     """One engine in one precision.
 
     Attributes:
+        precision: with `gptq` behind it where that rounded the weights.
         megabytes: of the transformer's files.
         agreement: with float32, by what comes next: a code or a word.
         shares: of pictures that show what was asked.
@@ -85,6 +87,8 @@ def precisions(
             for precision in names if _runs(engine) or (everything and engine not in SAME_LINEARS) else ():
                 console.print(f"{engine} {precision}", end="\r")
                 lines.append(table.line(engine, precision))
+                if precision == "int4":
+                    lines.append(table.line(engine, precision, gptq=True))
     if as_json:
         print(json.dumps([asdict(line) for line in lines]))
         return
@@ -102,26 +106,33 @@ class Table:
             read_conversations(checkpoint, write_examples(folder / split, RECORDS, side, split), RECORDS)
             for split in ("train", "validation")
         )
-        self.statistics = collect(checkpoint, [sample.tokens for sample in measured], folder / "statistics")
+        self.measured = [sample.tokens for sample in measured]
+        self.statistics = collect(checkpoint, self.measured, folder / "statistics")
         self.followed: list[Conversation] = [(sample.tokens, sample.learnt) for sample in followed]
 
-    def line(self, engine: str, precision: str) -> Line:
+    def line(self, engine: str, precision: str, gptq: bool = False) -> Line:
         statistics = self.statistics if precision in NEED_STATISTICS else None
-        out = self.folder / f"{engine}-{precision}"
-        bundle = export_bundle(self.checkpoint, out, precision=precision, engine=engine, statistics=statistics)
+        out = self.folder / f"{engine}-{precision}{'-gptq' * gptq}"
+        weights = self._rounded(engine) if gptq else self.checkpoint
+        bundle = export_bundle(weights, out, precision=precision, engine=engine, statistics=statistics)
         ran = _runs(engine)
-        other = None if ran else EagerEngine(self.checkpoint, precision, engine, statistics)
+        other = None if ran else EagerEngine(weights, precision, engine, statistics)
         model = Model(bundle, engine=other)
         usual, size = bundle.manifest.defaults, (bundle.manifest.pictures.target_size,) * 2
         sampling = Sampling(usual.guidance, usual.top_k, usual.temperature)
         return Line(
             engine=engine,
-            precision=precision,
+            precision=precision + " gptq" * gptq,
             megabytes=bundle.manifest.weight_bytes / 1e6,
             agreement=agreement(self.checkpoint, model.engine, self.followed),
             shares=dict(scores.drawing(BundleArtist(model), self.judge, [size], self.count, sampling)),
             **(summary("code_ms", _milliseconds(model, size)) if ran else {}),
         )
+
+    def _rounded(self, engine: str) -> Checkpoint:
+        folder = self.folder / f"gptq-{engine}"
+        round_checkpoint(self.checkpoint, self.measured, folder, engine)
+        return rounded_checkpoint(self.checkpoint, folder, engine)
 
 
 def _runs(engine: str) -> bool:
@@ -145,4 +156,4 @@ def _text(line: Line) -> str:
     )
     shown = "  ".join(f"{name.split(', ')[1]} {share}" for name, share in line.shares.items())
     speed = "not run here" if line.code_ms is None else f"{line.code_ms:.2f} ms a code"
-    return f"{line.engine:8} {line.precision:6} {line.megabytes:6.1f} MB  {speed:15}  {kept}  {shown}"
+    return f"{line.engine:8} {line.precision:9} {line.megabytes:6.1f} MB  {speed:15}  {kept}  {shown}"

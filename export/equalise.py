@@ -7,18 +7,21 @@ rounded too and with one step for all channels, the weights take over what is la
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.quantise import rounded
+from mgpt_edge.export.rewritten import Rewritten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from torch import Tensor
+
+    from mgpt_edge.export.checkpoint import Checkpoint
     from mgpt_edge.export.config import DecoderConfig
     from mgpt_edge.export.statistics import Statistics
 
@@ -28,33 +31,7 @@ ROWS = 256
 """Output channels of each linear that the exponents are compared on."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Equalised(Checkpoint):
-    """A checkpoint that computes the same, with other numbers; the tensors that change come in float32.
-
-    Attributes:
-        read: tensor's name -> factors of its columns.
-        made: tensor's name -> divisors of its rows, or of a norm's channels.
-    """
-
-    read: dict[str, Tensor]
-    made: dict[str, Tensor]
-
-    def tensor(self, name: str) -> Tensor:
-        """As of `Checkpoint`, rescaled."""
-        found = Checkpoint.tensor(self, name)
-        if name in self.read:
-            found = found.float() * self.read[name]
-        if name in self.made:
-            divisors = self.made[name]
-            found = found.float() / (divisors[:, None] if found.dim() == 2 else divisors)
-        return found
-
-    def dtype(self, name: str) -> torch.dtype:
-        return torch.float32 if name in self.read or name in self.made else Checkpoint.dtype(self, name)
-
-
-def equalise(checkpoint: Checkpoint, statistics: Statistics, precision: str, engine: str) -> Equalised:
+def equalise(checkpoint: Checkpoint, statistics: Statistics, precision: str, engine: str) -> Rewritten:
     """The checkpoint rescaled for weights as `engine` rounds them in `precision`."""
 
     def best(name: str, readers: tuple[str, ...]) -> Tensor:
@@ -63,7 +40,7 @@ def equalise(checkpoint: Checkpoint, statistics: Statistics, precision: str, eng
     return _rescaled(checkpoint, best)[0]
 
 
-def smooth(checkpoint: Checkpoint, statistics: Statistics) -> tuple[Equalised, Statistics]:
+def smooth(checkpoint: Checkpoint, statistics: Statistics) -> tuple[Rewritten, Statistics]:
     """The checkpoint rescaled so that no channel of an input is much larger than others, and what is measured then."""
 
     def even(name: str, readers: tuple[str, ...]) -> Tensor:
@@ -78,16 +55,24 @@ def smooth(checkpoint: Checkpoint, statistics: Statistics) -> tuple[Equalised, S
 
 def _rescaled(
     checkpoint: Checkpoint, choose: Callable[[str, tuple[str, ...]], Tensor]
-) -> tuple[Equalised, dict[str, Tensor]]:
+) -> tuple[Rewritten, dict[str, Tensor]]:
     """The checkpoint under the factors that are chosen for each input, and they by its name."""
-    read: dict[str, Tensor] = {}
-    made: dict[str, Tensor] = {}
+    changes: dict[str, Callable[[Tensor], Tensor]] = {}
     chosen: dict[str, Tensor] = {}
     for name, maker, readers in _inputs(checkpoint.config):
-        chosen[name] = made[maker] = choose(name, readers)
-        read |= dict.fromkeys(readers, chosen[name])
-    inherited = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
-    return Equalised(**inherited, read=read, made=made), chosen
+        chosen[name] = factors = choose(name, readers)
+        changes |= {reader: _then(changes.get(reader), partial(torch.mul, other=factors)) for reader in readers}
+        changes[maker] = _then(changes.get(maker), partial(_divided, divisors=factors))
+    return Rewritten.of(checkpoint, changes), chosen
+
+
+def _then(first: Callable[[Tensor], Tensor] | None, second: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return second if first is None else lambda tensor: second(first(tensor))
+
+
+def _divided(tensor: Tensor, divisors: Tensor) -> Tensor:
+    """A matrix with its rows divided, or a norm with its channels."""
+    return tensor / (divisors[:, None] if tensor.dim() == 2 else divisors)
 
 
 def _inputs(config: DecoderConfig) -> Iterator[tuple[str, str, tuple[str, ...]]]:

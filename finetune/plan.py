@@ -120,6 +120,12 @@ def default_plan() -> Plan:
             StagePlan(
                 "256", 128, (_drawn(0.5), _long(0.4, large), _longest(0.12)), Recipe(steps=2600, rate=1e-3, muon=True)
             ),
+            StagePlan(
+                "256-on",
+                128,
+                (_drawn(0.5), _long(0.45, large), _longest(0.08)),
+                Recipe(steps=3500, rate=1.2e-3, muon=True),
+            ),
         ),
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from mgpt_edge.export.quantise import int4
+from mgpt_edge.export.quantise import int4, weight_only
 from mgpt_edge.export.quantise.fp8 import Fp8Linear
 from mgpt_edge.export.quantise.int4 import Int4Linear
 from mgpt_edge.export.quantise.int8 import Int8Linear
@@ -35,6 +35,9 @@ _GPU: dict[str, Scheme] = {precision: partial(WeightOnlyLinear, precision=precis
 SCHEMES = {"native": _CPU, "cpu": _CPU, **dict.fromkeys(("cuda", "rtx", "tensorrt", "tensorrt10"), _GPU)}
 """What each engine makes of a linear layer, by precision; of any other its floats are kept."""
 
+
+BLOCKS = {engine: int4 if schemes is _CPU else weight_only for engine, schemes in SCHEMES.items()}
+"""Where an engine's blocks of 4-bit weights are defined."""
 
 _CALIBRATED = {"w8a8": W8A8Linear, "fp8": Fp8Linear, "nvfp4": Nvfp4Linear}
 CALIBRATED = frozenset(_CALIBRATED)

@@ -39,12 +39,19 @@ def pack(weight: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.flo
     for start in range(0, out, 1024):  # in pieces, to keep the float temporaries small
         rows = slice(start, start + 1024)
         blocks = weight[rows].reshape(-1, width // BLOCK, BLOCK)
-        extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)
-        scale = _brain(np.where(extreme == 0, np.float32(1), extreme / np.float32(-8)))
-        values = np.clip(np.rint(blocks / scale) + 8, 0, 15).astype(np.uint8)
+        scale, _, _ = scaled(blocks)
+        values = np.clip(np.rint(blocks / scale[..., None]) + 8, 0, 15).astype(np.uint8)
         packed[rows] = values[..., ::2] | values[..., 1::2] << 4
-        scales[rows] = scale[..., 0]
+        scales[rows] = scale
     return packed, scales
+
+
+def scaled(blocks: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int8]]:
+    """Of blocks [..., BLOCK]: their scales, and the input whose value the scale comes from with its -8..7, [...]."""
+    end = np.abs(blocks).argmax(-1)
+    extreme = np.take_along_axis(blocks, end[..., None], -1)[..., 0]
+    scale = _brain(np.where(extreme == 0, np.float32(1), extreme / np.float32(-8)))
+    return scale, end, np.where(extreme == 0, 0, -8).astype(np.int8)
 
 
 def unpack(packed: NDArray[np.uint8], scales: NDArray[np.float32]) -> NDArray[np.float32]:

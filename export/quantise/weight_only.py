@@ -19,9 +19,14 @@ BLOCK = 128
 SMALLEST_SCALE = np.float16(2**-24)
 
 
+def fits(width: int) -> bool:
+    """Whether blocks divide a linear's inputs; of others the weights keep 8 bits."""
+    return width % BLOCK == 0
+
+
 def bits_of(precision: str, width: int) -> int:
-    """Bits of a linear's weights with `width` inputs: those that blocks don't divide keep 8."""
-    return 4 if precision == "int4" and width % BLOCK == 0 else 8
+    """Bits of the weights of a linear with `width` inputs."""
+    return 4 if precision == "int4" and fits(width) else 8
 
 
 def pack(weight: NDArray[np.float32], bits: int) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
@@ -37,11 +42,22 @@ def pack(weight: NDArray[np.float32], bits: int) -> tuple[NDArray[np.int8], NDAr
     for start in range(0, out, 1024):  # in pieces, to keep the float temporaries small
         rows = slice(start, start + 1024)
         part = weight[rows].reshape(-1, blocks, width // blocks)
-        scale = half_scale(np.maximum(part.max(-1) / highest, part.min(-1) / lowest))
+        scale, _, _ = scaled(part, bits)
         quantised = np.clip(np.rint(part / scale[..., None].astype(np.float32)), lowest, highest)
         values[:, rows] = quantised.reshape(len(scale), width).T
         scales[:, rows] = scale.T
     return values, scales
+
+
+def scaled(
+    blocks: NDArray[np.float32], bits: int = 4
+) -> tuple[NDArray[np.float16], NDArray[np.int64], NDArray[np.int8]]:
+    """Of blocks [..., inputs]: their scales, and the input whose value the scale comes from with its value, [...]."""
+    lowest, highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    above, below = blocks.max(-1) / highest, blocks.min(-1) / lowest
+    end = np.where(above >= below, blocks.argmax(-1), blocks.argmin(-1))
+    value = np.where(np.maximum(above, below) <= 0, 0, np.where(above >= below, highest, lowest))
+    return half_scale(np.maximum(above, below)), end, value.astype(np.int8)
 
 
 def half_scale(exact: NDArray[np.float32]) -> NDArray[np.float16]:

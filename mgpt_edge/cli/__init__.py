@@ -10,7 +10,20 @@ from typing import Annotated
 
 import typer
 
-from mgpt_edge.cli import batch, bench, build, bundles, calibrate, doctor, drawing, finetune, generate, talk, transform
+from mgpt_edge.cli import (
+    batch,
+    bench,
+    build,
+    bundles,
+    calibrate,
+    doctor,
+    drawing,
+    finetune,
+    generate,
+    gptq,
+    talk,
+    transform,
+)
 from mgpt_edge.runtime.errors import CompatibilityWarning, InvalidRequest, MgptError
 
 app = typer.Typer(
@@ -30,6 +43,7 @@ for verb in (
     talk.chat,
     batch.batch,
     calibrate.calibrate,
+    gptq.gptq,
     bundles.export,
     build.build,
     bundles.inspect,

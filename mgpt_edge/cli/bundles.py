@@ -13,6 +13,8 @@ from mgpt_edge.cli.options import AsJson, RecordCount, VQFolder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mgpt_edge.export.checkpoint import Checkpoint
+    from mgpt_edge.export.statistics import Statistics
     from mgpt_edge.runtime.bundle import Bundle
     from mgpt_edge.runtime.engines.base import Engine
     from mgpt_edge.runtime.manifest import Manifest
@@ -34,6 +36,7 @@ def export(
     statistics: Annotated[
         Path | None, typer.Option(help="What mgpt calibrate wrote: weights are then rounded by what they meet.")
     ] = None,
+    gptq: Annotated[Path | None, typer.Option(help="What mgpt gptq wrote: the weights of int4, rounded.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compile a PyTorch checkpoint into a bundle."""
@@ -44,6 +47,8 @@ def export(
 
     opened = Checkpoint.open(checkpoint, vq)
     measured = None if statistics is None else Statistics.load(statistics, opened)
+    if gptq is not None:
+        opened = _rounded(opened, gptq, precision, engine, measured)
     with _progress(quiet=as_json) as progress:
         bundle = export_bundle(
             opened,
@@ -62,6 +67,20 @@ def export(
     print(f"{output}: {bundle.manifest.name}, {precision} for {bundle.manifest.engine}, {size / 1e6:,.1f} MB")
     if note:
         print(note)
+
+
+def _rounded(
+    checkpoint: Checkpoint, folder: Path, precision: str, engine: str | None, statistics: Statistics | None
+) -> Checkpoint:
+    from mgpt_edge.export.engines import best_engine
+    from mgpt_edge.export.gptq import rounded_checkpoint
+    from mgpt_edge.runtime.errors import InvalidRequest
+
+    if precision != "int4" or statistics is not None:
+        got = f"--precision {precision}" + (" --statistics" if statistics is not None else "")
+        msg = f"the weights of --gptq are rounded to 4 bits already: it goes with --precision int4 alone, got {got}"
+        raise InvalidRequest(msg)
+    return rounded_checkpoint(checkpoint, folder, engine or best_engine(precision))
 
 
 def inspect(path: Annotated[Path, typer.Argument(help="Bundle or checkpoint.")], as_json: AsJson = False) -> None:

@@ -107,6 +107,21 @@ def test_statistics_are_measured_and_used_by_the_commands(folder):
     assert CliRunner().invoke(app, ["verify", str(folder / "int4")]).exit_code == 0
 
 
+def test_weights_are_rounded_and_used_by_the_commands(folder):
+    checkpoint, rounded = str(folder / "checkpoint"), str(folder / "rounded")
+    data = ["--data", str(folder / "records" / "records.jsonl"), "--records", "4"]
+    run = CliRunner().invoke(app, ["gptq", checkpoint, *data, "-o", rounded, "--json"])
+    assert run.exit_code == 0, run.output
+    exported = ["export", checkpoint, "--target-size", "128", "--gptq", rounded, "-o", str(folder / "gptq")]
+    refused = CliRunner().invoke(app, exported)
+    assert "goes with --precision int4 alone, got --precision int8" in str(refused.exception)
+    run = CliRunner().invoke(app, [*exported, "--precision", "int4"])
+    assert run.exit_code == 0, run.output
+    run = CliRunner().invoke(app, ["verify", str(folder / "gptq"), "--against", checkpoint, *data, "--json"])
+    assert run.exit_code == 0, run.output
+    assert json.loads(run.stdout)["image"]["positions"] > 0
+
+
 def test_a_comparison_says_what_is_missing(folder, tmp_path):
     alone = CliRunner().invoke(app, ["verify", str(folder / "int8"), "--against", str(folder / "checkpoint")])
     assert isinstance(alone.exception, InvalidRequest)
