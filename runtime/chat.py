@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from mgpt_edge.runtime import memory
@@ -62,31 +63,39 @@ class Chat:
         self.context = context
         self.rows = model.engine.open(capacities)
         self._unfed: tuple[int, ...] = (model.manifest.vocabulary.bos,)
-        self._busy = False
+        self._busy = Lock()
 
     @property
     def tokens_left(self) -> int:
         """Room for further turns."""
-        return self.context - self.rows.length(0) - len(self._unfed)
+        return max(0, self.context - self.rows.length(0) - len(self._unfed))
 
-    def say(self, text: str, images: PictureSource | Sequence[PictureSource] = ()) -> Answer:
+    def say(
+        self, text: str, images: PictureSource | Sequence[PictureSource] = (), *, seed: int | None = None
+    ) -> Answer:
         """A turn and the model's answer to it.
 
         Args:
             text: may hold a mark `<|image|>` where each picture belongs; without marks they come first.
             images: paths or Pillow images.
+            seed: of this answer alone, such as to say again what broke off; the conversation's unless given.
 
         Raises:
             InvalidRequest: a picture that can't be read, not as many as marks, or no room for the turn.
             IncompleteAnswer: the answer broke off within a picture; the error holds what there was.
         """
-        return Answer.of(self.stream(text, images))
+        return Answer.of(self.stream(text, images, seed=seed))
 
     def stream(
-        self, text: str, images: PictureSource | Sequence[PictureSource] = (), *, preview: bool = False
+        self,
+        text: str,
+        images: PictureSource | Sequence[PictureSource] = (),
+        *,
+        seed: int | None = None,
+        preview: bool = False,
     ) -> Iterator[Event]:
         """As `say`, event by event; the last one is `End`. Closing it early takes the turn back."""
-        request = replace(self.request, prompt=text)
+        request = replace(self.request, prompt=text, seed=self.request.seed if seed is None else seed)
         seen = [self.model.intake.look(picture) for picture in several(images)]
         prompt = [*self._unfed, *encode_turn(self.model.tokenizer, text, seen), *self._vocabulary.turn_end]
         return self._turn(request, prompt, self._form(request, len(prompt)), self._unfed, preview)
@@ -97,23 +106,27 @@ class Chat:
         if left < 1:
             msg = (
                 f"the conversation needs {1 - left} tokens more than the {self.context} it can hold; "
-                f"start a new one, or a longer one: model.chat(context={self.context + max(1 - left, prompt)})"
+                "start a new one, or one with a longer context"
             )
             raise InvalidRequest(msg)
+        wanted = request.max_tokens or left
         return Form(
             vocabulary=self._vocabulary,
             stride=intake.manifest.pictures.stride,
-            limit=min(request.max_tokens or left, left),
+            limit=min(wanted, left),
+            limited_by="max_tokens" if wanted < left else "a longer context",
             layout=None if request.size is None else intake.layout(request.size),
         )
 
     def _turn(
         self, request: Request, prompt: list[int], form: Form, after: tuple[int, ...], preview: bool
     ) -> Iterator[Event]:
-        if self._busy or self._unfed is not after:
+        free = self._busy.acquire(blocking=False)
+        if not free or self._unfed is not after:
+            if free:
+                self._busy.release()
             msg = "another turn of this conversation came between: take one answer to its end, or close it, at a time"
             raise InvalidRequest(msg)
-        self._busy = True
         mark, end = self.rows.length(0), None
         try:
             steps = decode(self.rows, [Job(request, prompt, form)], self.model.window(request))
@@ -127,7 +140,7 @@ class Chat:
             if end is None:
                 self.rows.rollback(0, mark)
                 self.rows.rollback(1, 0)
-            self._busy = False
+            self._busy.release()
 
     @property
     def _vocabulary(self) -> Vocabulary:

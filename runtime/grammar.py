@@ -24,6 +24,7 @@ class Form:
         vocabulary: of the checkpoint.
         stride: pixels a code covers on each side.
         limit: most tokens of the answer.
+        limited_by: the setting that `limit` comes from.
         layout: of every picture in it; None reads the grid tokens that the model emits.
         picture: whether the answer is one picture and nothing else.
         kept: tokens that stand already, by their index in the picture.
@@ -35,6 +36,7 @@ class Form:
     layout: ImageLayout | None = None
     picture: bool = False
     kept: Mapping[int, int] = field(default_factory=dict)
+    limited_by: str = "max_tokens"
 
 
 class Grammar:
@@ -98,6 +100,13 @@ class Grammar:
             self.start = self.layout = None
             self.pictures += 1
             self.done = self.form.picture
+
+    @property
+    def missing(self) -> int:
+        """Tokens that the open picture, whose size is known, takes beyond the answer's limit."""
+        assert self.start is not None
+        assert self.layout is not None
+        return self.start + len(self.layout) - self.form.limit
 
     def open_picture(self) -> tuple[int, ...]:
         """The open picture's tokens so far, from begin-of-image."""

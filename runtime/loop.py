@@ -14,6 +14,7 @@ from mgpt_edge.runtime.sampling import Sampler
 if TYPE_CHECKING:
     from mgpt_edge.runtime.feed import Feed
     from mgpt_edge.runtime.grammar import Form, Mode
+    from mgpt_edge.runtime.layout import ImageLayout
     from mgpt_edge.runtime.request import Request
     from mgpt_edge.runtime.stream import Loop, Prompt
 
@@ -109,7 +110,7 @@ def answer(prompt: Prompt, feed: Feed, samplers: dict[Mode, Sampler | GroupedSam
             yield FinishedRow(number + grammar.pictures, row, drawn, passes, guessed, accepted, now - started)
             before, started = feed.costs, now
         elif mode == "grid" and grammar.layout is not None and len(grammar.layout) > form.limit:
-            raise IncompleteAnswer(_too_large(grammar.layout.width, grammar.layout.height, len(grammar.layout), form))
+            raise IncompleteAnswer(_too_large(grammar.layout, grammar.missing, form))
         elif mode == "text" and token not in {v.begin_image, v.separator}:
             yield Word(token)
     if grammar.start is not None:
@@ -129,14 +130,17 @@ def samplers_of(request: Request, attempt: int) -> dict[Mode, Sampler | GroupedS
     }
 
 
-def _too_large(width: int, height: int, tokens: int, form: Form) -> str:
+def _too_large(layout: ImageLayout, missing: int, form: Form) -> str:
     return (
-        f"the model announced a picture of {width}x{height}, which takes {tokens} tokens, {tokens - form.limit} more "
-        f"than this answer may have; ask for a size, or for more with max_tokens"
+        f"the model announced a picture of {layout.width}x{layout.height}, which takes {len(layout)} tokens, "
+        f"{missing} more than this answer may have; ask for another size, or allow more with {form.limited_by}"
     )
 
 
 def _cut_off(grammar: Grammar, form: Form) -> str:
     layout = grammar.layout
     what = "before its size" if layout is None else f"after {len(grammar.open_picture())} of {len(layout)} tokens"
-    return f"the answer ended within a picture, {what}: {form.limit} tokens is all it may have; give it more"
+    return (
+        f"the answer ended within a picture, {what}: {form.limit} tokens is all it may have; "
+        f"allow more with {form.limited_by}"
+    )

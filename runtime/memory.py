@@ -70,8 +70,9 @@ def check(
     more = _beyond_weights(estimate(manifest, layout, capacities, prompt, reads=reads))
     if more > free:
         msg = (
-            f"a picture of {layout.width}x{layout.height} needs {mebibytes(more)} beyond the weights, "
-            f"{mebibytes(free)} are free; draw a smaller one, or see: mgpt estimate"
+            f"a picture of {layout.width}x{layout.height}, with {sum(capacities)} tokens in the cache, needs "
+            f"{mebibytes(more)} beyond the weights, {mebibytes(free)} are free; a smaller one or a shorter context "
+            "needs less, see: mgpt estimate"
         )
         raise OutOfMemory(msg)
 

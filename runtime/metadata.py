@@ -27,8 +27,11 @@ def save(image: Image.Image, path: str | PathLike[str]) -> None:
     """Writes a PNG, whole or not at all, with what `image.info` says of how it was drawn.
 
     Raises:
-        InvalidRequest: the folder does not exist or cannot be written.
+        InvalidRequest: another kind of file, or the folder does not exist or cannot be written.
     """
+    if Path(path).suffix.lower() != ".png":
+        msg = f"pictures are written as PNG, which keeps how they were drawn; got {path}"
+        raise InvalidRequest(msg)
     info = PngInfo()
     if KEY in image.info:
         info.add_itxt(KEY, json.dumps(image.info[KEY], ensure_ascii=False))
@@ -55,7 +58,7 @@ def read(path: str | PathLike[str]) -> dict[str, Any]:
         msg = f"{path}: no such file"
         raise InvalidRequest(msg) from error
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        msg = f"{path} is no readable PNG: {error}"
+        msg = f"{path} is no PNG that can be read, and only those say how they were drawn: {error}"
         raise InvalidRequest(msg) from error
     if text is None:
         msg = f"{path} does not say how it was drawn; expected a PNG written by `mgpt generate` or `mgpt_edge.save`"

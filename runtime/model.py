@@ -21,7 +21,7 @@ from mgpt_edge.runtime.layout import nearest_bucket
 from mgpt_edge.runtime.pictures import open_picture, several
 from mgpt_edge.runtime.presenter import Presenter
 from mgpt_edge.runtime.prompt import CONVERSATIONS, FROM_WORDS
-from mgpt_edge.runtime.request import Request, check_task
+from mgpt_edge.runtime.request import Request, check_generate, check_task, check_transform
 from mgpt_edge.runtime.window import Costs, Window
 
 if TYPE_CHECKING:
@@ -92,6 +92,10 @@ class Model:
             InvalidRequest: a setting out of range or unknown.
             OutOfMemory: the picture needs more memory than the machine has.
         """
+        if not isinstance(prompt, str | list | tuple):
+            msg = f"the prompt must be a text or a list of texts, got {prompt!r}"
+            raise InvalidRequest(msg)
+        check_generate(settings.get("task", "text-to-image"))
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         first = self.request(prompts[0] if prompts else "", seed=seed, **settings)
         requests = [
@@ -127,7 +131,11 @@ class Model:
         """
         picture = open_picture(image)
         known = metadata.settings_of(picture)
-        request = self.request(prompt or known.pop("prompt", ""), seed=seed, **{**known, **settings})
+        drawn_from = known.pop("prompt", "")
+        if not (prompt or drawn_from):
+            msg = "the picture does not say which words it was drawn from; give them: redraw(image, prompt)"
+            raise InvalidRequest(msg)
+        request = self.request(prompt or drawn_from, seed=seed, **{**known, **settings})
         images = _images(self.draw(request, keep=picture, keep_rows=keep_rows))
         return images if "count" in settings else images[0]
 
@@ -150,9 +158,7 @@ class Model:
         Raises:
             InvalidRequest: a picture that can't be read, an unknown task, or one this checkpoint was not trained for.
         """
-        if task in CONVERSATIONS or task in FROM_WORDS:
-            msg = f"the task {task!r} makes no picture from a picture; see generate, ask and describe"
-            raise InvalidRequest(msg)
+        check_transform(task)
         images = _images(self.stream(instruction or "", images=image, task=task, **settings))
         return images if "count" in settings else images[0]
 
@@ -184,7 +190,13 @@ class Model:
             context: tokens it can hold in all; four pictures with a page of text each, or what fits, unless given.
             settings: as in `Request`, for every turn; `max_tokens` is of one answer.
         """
-        return Chat(self, self.request("each turn has its own", task="chat", **settings), context)
+        for name in {"task", "prompt"} & settings.keys():
+            msg = f"{name} is no setting of a conversation: each turn has its own words"
+            raise InvalidRequest(msg)
+        request = self.request("each turn has its own", task="chat", **settings)
+        if request.size is not None:
+            self._warn_untrained(self.layout(request.size))
+        return Chat(self, request, context)
 
     def stream(
         self,

@@ -99,7 +99,7 @@ class Presenter:
         if row.row + 1 == layout.rows:
             finished, seconds = self._decode_pixels(row.tokens, layout)
             window = round(cost["guessed"] / max(cost["passes"], 1), 1)
-            settings = self._describe(requests, row.picture, finished.size, kept_rows)
+            settings = self.describe(requests, row.picture, finished.size, kept_rows)
             finished.info[KEY] = {**settings, **cost, "window": window}
             yield Picture(row.picture, finished, (*row.tokens, layout.vocabulary.end_image), seconds)
         elif preview:
@@ -116,7 +116,7 @@ class Presenter:
         image = Image.fromarray(self.engine.decode_pixels(layout.decode(list(tokens))))
         return image, time.perf_counter() - started
 
-    def _describe(
+    def describe(
         self, requests: Sequence[Request], picture: int, size: tuple[int, int], kept_rows: Sequence[int]
     ) -> dict[str, Any]:
         """All that decides the picture, for its file; the pictures that went in are not kept."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mgpt_edge.runtime.errors import InvalidRequest
-from mgpt_edge.runtime.prompt import CONVERSATIONS, TEMPLATES, user_field
+from mgpt_edge.runtime.prompt import CONVERSATIONS, FROM_WORDS, TEMPLATES, user_field
 
 LARGEST_COUNT = 10_000
 LARGEST_WINDOW = 256
@@ -120,6 +120,23 @@ def check_task(task: str) -> None:
         near = difflib.get_close_matches(str(task), TEMPLATES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(TEMPLATES)}"
         msg = f"unknown task {task!r}; {hint}"
+        raise InvalidRequest(msg)
+
+
+def check_generate(task: str) -> None:
+    """Raises `InvalidRequest` for what is no task that makes a picture from words."""
+    check_task(task)
+    if task not in FROM_WORDS:
+        other = "ask" if task in CONVERSATIONS else "transform"
+        msg = f"the task {task!r} makes no picture from words alone; see {other}"
+        raise InvalidRequest(msg)
+
+
+def check_transform(task: str) -> None:
+    """Raises `InvalidRequest` for what is no task that makes a picture from a picture."""
+    check_task(task)
+    if task in CONVERSATIONS or task in FROM_WORDS:
+        msg = f"the task {task!r} makes no picture from a picture; see generate, ask and describe"
         raise InvalidRequest(msg)
 
 

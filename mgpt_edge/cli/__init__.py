@@ -74,6 +74,8 @@ def main() -> None:
     warnings.showwarning = _show_warning
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        if code == drawing.Interrupted.exit_code:  # newer releases of click return it
+            code = _fail("interrupted", "Interrupted", code, as_json=as_json)
     except MgptError as error:
         code = _fail(str(error), type(error).__name__, error.exit_code, as_json=as_json)
     except UsageError as error:

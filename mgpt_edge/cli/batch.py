@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import json
 import sys
@@ -10,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mgpt_edge.cli.drawing import parse_size
+from mgpt_edge.cli.drawing import Interrupted, parse_size
 from mgpt_edge.cli.options import AsJson, Bundle
-from mgpt_edge.runtime.errors import InvalidRequest, MgptError
+from mgpt_edge.runtime.errors import IncompleteAnswer, InvalidRequest, MgptError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.model import Model
 
 CONTENT = ("name", "prompt", "task", "image", "instruction", "question")
+LONGEST_NAME = 200
 SETTINGS = ("size", "seed", "guidance", "top_k", "text_top_k", "temperature", "max_tokens")
 
 
@@ -34,58 +36,66 @@ def batch(
     A job has a prompt, and maybe a task that draws from words; or a task, an image and, where the task takes one, an
     instruction; or an image and a question. Beside that a name (its line's number unless given), size "WxH", seed,
     guidance, top_k, text_top_k, temperature or max_tokens. A job whose file exists is skipped, so that a batch that
-    was stopped goes on where it was. Exit code 1 if any job failed.
+    was stopped goes on where it was. Pictures in an answer become NAME-1.png, … Exit code 1 if any job failed.
     """
     from mgpt_edge.runtime.model import load
 
     try:
-        lines = jobs.read_text(encoding="utf-8").splitlines()
+        lines = jobs.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+    except OSError as error:
+        msg = f"can't read {jobs}: {error.strerror}"
+        raise InvalidRequest(msg) from error
+    try:
         output.mkdir(parents=True, exist_ok=True)
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"can't read {jobs} or write to {output}: {error}"
+    except OSError as error:
+        msg = f"can't write to {output}: {error.strerror}"
         raise InvalidRequest(msg) from error
     loaded = load(model)
     counts = {"done": 0, "skipped": 0, "failed": 0}
-    for number, result in _run(loaded, lines, jobs.parent, output):
-        if isinstance(result, MgptError):
-            counts["failed"] += 1
-            print(f"{jobs}:{number}: {result}", file=sys.stderr)
-        elif result is None:
-            counts["skipped"] += 1
-        else:
-            counts["done"] += 1
-            if not as_json:
-                print(result)
+    try:
+        for number, result in _run(loaded, lines, jobs.parent, output):
+            if isinstance(result, Exception):
+                counts["failed"] += 1
+                print(f"{jobs}:{number}: {result}", file=sys.stderr)
+            elif result is None:
+                counts["skipped"] += 1
+            else:
+                counts["done"] += 1
+                if not as_json:
+                    print(result)
+    except KeyboardInterrupt as error:
+        msg = f"interrupted after {counts['done']} done, {counts['skipped']} skipped; run it again and it goes on"
+        raise Interrupted(msg) from error
     print(json.dumps(counts) if as_json else ", ".join(f"{count} {name}" for name, count in counts.items()))
     raise typer.Exit(1 if counts["failed"] else 0)
 
 
-def _run(model: Model, lines: list[str], beside: Path, output: Path) -> Iterator[tuple[int, Path | MgptError | None]]:
+def _run(model: Model, lines: list[bytes], beside: Path, output: Path) -> Iterator[tuple[int, Path | Exception | None]]:
     """Line number and the file that was written, None where it was there, or what went wrong."""
     names: set[str] = set()
-    width = len(str(len(lines)))
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            job = _parse(line, f"{number:0{width}}")
+            job = _parse(line, str(number))
             if job["name"] in names:
                 msg = f"an earlier job is called {job['name']!r}, too"
                 raise InvalidRequest(msg)
             names.add(job["name"])
             yield number, _do(model, job, beside, output)
-        except MgptError as error:
+        except (MgptError, OSError, MemoryError) as error:
             yield number, error
 
 
-def _parse(line: str, name: str) -> dict[str, Any]:
+def _parse(line: bytes, name: str) -> dict[str, Any]:
     try:
-        job = json.loads(line)
+        text = line.decode()
+        job = json.loads(text)
     except (ValueError, RecursionError) as error:
         msg = f"no JSON: {error}"
         raise InvalidRequest(msg) from error
     if not isinstance(job, dict):
-        msg = f"expected an object, got {line.strip()[:40]}"
+        msg = f"expected an object, got {text.strip()[:40]}"
         raise InvalidRequest(msg)
     for key, value in job.items():
         if key not in CONTENT + SETTINGS:
@@ -97,11 +107,12 @@ def _parse(line: str, name: str) -> dict[str, Any]:
             raise InvalidRequest(msg)
     job.setdefault("name", name)
     chosen = job["name"]
-    if not chosen.strip("./\\ ") or {"/", "\\", "\0"} & set(chosen):
-        msg = f"name must be a file's name without its folder, got {chosen!r}"
+    printable = chosen.isprintable() and len(chosen.encode(errors="replace")) <= LONGEST_NAME
+    if not printable or not chosen.strip("./\\ ") or {"/", "\\"} & set(chosen):
+        msg = f"name must be a file's name without its folder, at most {LONGEST_NAME} bytes, got {chosen[:60]!r}"
         raise InvalidRequest(msg)
-    if "size" in job:
-        job["size"] = parse_size(str(job["size"]))
+    if isinstance(job.get("size"), str):  # else as the metadata of a picture has it
+        job["size"] = parse_size(job["size"])
     return job
 
 
@@ -114,8 +125,11 @@ def _do(model: Model, job: dict[str, Any], beside: Path, output: Path) -> Path |
     kinds = {"prompt", "task", "question"} & job.keys()
     from_words = "prompt" in kinds and kinds <= {"prompt", "task"} and job.get("task") in (None, *FROM_WORDS)
     if ("image" in job) == from_words or not (from_words or kinds in ({"task"}, {"question"})):
-        tasks = " or ".join(FROM_WORDS)
-        msg = f"a job has a prompt (and maybe the task {tasks}); or a task and an image; or a question and an image"
+        tasks, got = " or ".join(FROM_WORDS), " and ".join(sorted(job.keys() & set(CONTENT) - {"name"}))
+        msg = (
+            f"a job has a prompt (and maybe the task {tasks}); or a task and an image; or a question and an image; "
+            f"got {got or 'none of them'}"
+        )
         raise InvalidRequest(msg)
     name, image = job.pop("name"), beside / str(job.pop("image", ""))
     words = "question" in kinds
@@ -123,8 +137,25 @@ def _do(model: Model, job: dict[str, Any], beside: Path, output: Path) -> Path |
     if path.exists():
         return None
     if words:
-        write_atomically(path, (model.ask(image, **job) + "\n").encode())
+        answer = _answer(model, image, output / name, **job)
+        write_atomically(path, f"{answer}\n".encode())
     else:
         drawn = model.generate(**job) if from_words else model.transform(image, **job)
         save(drawn, path)  # type: ignore[arg-type]  one picture, since no count was asked for
     return path
+
+
+def _answer(model: Model, image: Path, stem: Path, question: str, **settings: Any) -> str:
+    """The answer's text, with a mark where each picture stands; the pictures go to files."""
+    from mgpt_edge.runtime.answer import Answer
+    from mgpt_edge.runtime.metadata import save
+
+    try:
+        answer = Answer.of(model.stream(question, images=image, task="chat", **settings))
+    except IncompleteAnswer as error:
+        if error.image is not None:
+            save(error.image, stem.with_name(f"{stem.name}.partial.png"))
+        raise
+    for number, picture in enumerate(answer.images, start=1):
+        save(picture, stem.with_name(f"{stem.name}-{number}.png"))
+    return answer.text

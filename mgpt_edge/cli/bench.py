@@ -26,14 +26,14 @@ VERBS = {
 SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
 
-def bench(context: typer.Context) -> None:
+def bench(context: typer.Context) -> int | None:
     """Measure this machine; `mgpt bench` lists what, `mgpt bench WHAT --help` says how."""
     verb, *arguments = context.args or ["--help"]
     if verb == "--help":
         typer.echo("Usage: mgpt bench WHAT [OPTIONS]\n")
         for name, what in VERBS.items():
             typer.echo(f"  {name:12} {what}")
-        return
+        return None
     if verb not in VERBS:
         msg = f"there is no bench {verb!r}; there are {', '.join(VERBS)}"
         raise InvalidRequest(msg)
@@ -44,4 +44,4 @@ def bench(context: typer.Context) -> None:
         raise InvalidRequest(msg) from error
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command(help=module.__doc__)(getattr(module, verb))
-    app(arguments, prog_name=f"mgpt bench {verb}", standalone_mode=False)
+    return app(arguments, prog_name=f"mgpt bench {verb}", standalone_mode=False)

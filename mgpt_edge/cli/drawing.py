@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.answer import Event
     from mgpt_edge.runtime.loop import FinishedRow
     from mgpt_edge.runtime.model import Model
+    from mgpt_edge.runtime.request import Request
 
 
 class Interrupted(MgptError):
@@ -51,9 +52,9 @@ def check_output(path: Path) -> None:
 
 
 def draw(
-    model: Model, events: Iterator[Event], paths: list[Path], preview: Path | None, *, quiet: bool
+    model: Model, request: Request, events: Iterator[Event], paths: list[Path], preview: Path | None, *, quiet: bool
 ) -> dict[str, Any]:
-    """Saves each picture of a stream as it is done; returns what `--json` prints."""
+    """Saves each picture of a request's events as it is done; returns what `--json` prints."""
     from mgpt_edge.runtime.answer import Picture, Preview
     from mgpt_edge.runtime.loop import FinishedRow
     from mgpt_edge.runtime.metadata import KEY, save
@@ -75,20 +76,21 @@ def draw(
                 del rows[event.picture]
     except KeyboardInterrupt as error:
         done = [picture["path"] for picture in pictures.values()]
-        raise Interrupted(_save_partial(model, list(rows.values()), paths, done)) from error
+        raise Interrupted(_save_partial(model, request, list(rows.values()), paths, done)) from error
     seconds = time.perf_counter() - started
     return {"pictures": [pictures[number] for number in sorted(pictures)], "seconds": round(seconds, 4)}
 
 
-def _save_partial(model: Model, rows: list[FinishedRow], paths: list[Path], done: list[str]) -> str:
-    """Keeps what interrupted pictures had; returns what to tell the user."""
-    from mgpt_edge.runtime.metadata import save
+def _save_partial(model: Model, request: Request, rows: list[FinishedRow], paths: list[Path], done: list[str]) -> str:
+    """Keeps what interrupted pictures had, and how the whole is drawn; returns what to tell the user."""
+    from mgpt_edge.runtime.metadata import KEY, save
 
     said = [f"{path} is done" for path in done]
     for row in rows:
         partial = model.presenter.partial(row.tokens)
         if partial is not None:
             path = paths[row.picture].with_suffix(".partial.png")
+            partial.info[KEY] = model.presenter.describe([request], row.picture, partial.size, ())
             save(partial, path)
             said.append(f"the {row.row + 1} rows that were finished are in {path}")
     return "interrupted; " + "; ".join(said) if said else "interrupted before the first row; nothing was written"

@@ -34,7 +34,7 @@ def generate(
     preview: Annotated[Path | None, typer.Option(help="PNG file kept up to date with the finished rows.")] = None,
     from_image: Annotated[Path | None, typer.Option(help="Draw the picture of this PNG again.")] = None,
     keep_rows: Annotated[
-        str | None, typer.Option(help="Rows of codes of --from-image that stay, such as 0-3 or 0-1,6.")
+        str | None, typer.Option(help="Rows of codes of --from-image that stay, from 0 at the top: 0-3 or 0-1,6.")
     ] = None,
     speculate: Annotated[
         str | None, typer.Option(help="Codes to guess ahead: auto (where the picture stays the same), off or a number.")
@@ -50,7 +50,9 @@ def generate(
     Every option that is not given comes from --from-image, else from the bundle's manifest.
     """
     from mgpt_edge.runtime.model import load
+    from mgpt_edge.runtime.request import check_generate
 
+    check_generate(task or "text-to-image")
     given: dict[str, Any] = {
         "prompt": prompt,
         "task": task,
@@ -77,8 +79,9 @@ def generate(
     if rows and from_image is None:
         msg = "--keep-rows says what stays of a picture: name that with --from-image"
         raise InvalidRequest(msg)
-    events = loaded.draw(loaded.request(**settings), keep=from_image, keep_rows=rows, preview=preview is not None)
-    result = draw(loaded, events, numbered(output, count), preview, quiet=as_json)
+    request = loaded.request(**settings)
+    events = loaded.draw(request, keep=from_image, keep_rows=rows, preview=preview is not None)
+    result = draw(loaded, request, events, numbered(output, count), preview, quiet=as_json)
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
     else:
@@ -102,7 +105,7 @@ def recorded(path: Path, model: Model) -> dict[str, Any]:
         )
         warnings.warn(msg, CompatibilityWarning, stacklevel=2)
     if info.get("task", "text-to-image") not in FROM_WORDS:
-        msg = f"{path} is the answer to another picture ({info['task']}), which it does not hold; see: mgpt transform"
+        msg = f"{path} is an answer to more than its own words ({info['task']}), which it does not hold"
         raise InvalidRequest(msg)
     if info.get("kept_rows"):
         msg = f"{path} has rows of another picture, which it does not hold: what is drawn now differs"
@@ -116,8 +119,9 @@ def parse_rows(text: str) -> list[int]:
     rows: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
-        if match is None:
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
             msg = f"--keep-rows must look like 0-3 or 0-1,6, got {text!r}"
             raise InvalidRequest(msg)
-        rows += range(int(match[1]), int(match[2] or match[1]) + 1)
+        rows += range(first, last + 1)
     return rows

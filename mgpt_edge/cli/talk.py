@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,8 +22,14 @@ if TYPE_CHECKING:
 
     from mgpt_edge.runtime.answer import Event
     from mgpt_edge.runtime.chat import Chat
+    from mgpt_edge.runtime.errors import IncompleteAnswer
+    from mgpt_edge.runtime.model import Model
 
-HELP = "/image PATH adds a picture to your next message, /quit ends"
+HELP = """/image PATH   adds a picture to your next message; /image alone drops those added
+/draw WORDS   asks for a picture, in the words the model was trained on
+/seed N       changes what chance decides
+/quit         ends"""
+FOLDER = "Folder for the pictures in answers."
 
 
 def ask(
@@ -32,26 +39,34 @@ def ask(
     temperature: Temperature = None,
     text_top_k: TextTopK = None,
     max_tokens: MaxTokens = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help=FOLDER)] = Path(),
     model: Bundle = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer a question about a picture."""
-    from mgpt_edge.runtime.answer import Answer, Text
+    """Answer a question about a picture; pictures in the answer become answer-1.png, …"""
+    from mgpt_edge.runtime.answer import Answer
+    from mgpt_edge.runtime.errors import IncompleteAnswer
+    from mgpt_edge.runtime.metadata import save
     from mgpt_edge.runtime.model import load
 
+    _check_folder(output)
     settings = {"seed": seed, "temperature": temperature, "text_top_k": text_top_k, "max_tokens": max_tokens}
     events = load(model).stream(question, images=image, task="chat", **settings)
-    if as_json:
-        answer = Answer.of(events)
-        complete = answer.end is not None and answer.end.complete
-        print(json.dumps({"answer": answer.text, "complete": complete}, ensure_ascii=False))
-        return
+    names = _free_names(output, "answer")
     try:
-        for event in events:
-            if isinstance(event, Text):
-                print(event.text, end="", flush=True)
-    finally:
-        print()
+        if not as_json:
+            _print(events, names)
+            return
+        answer = Answer.of(events)
+    except IncompleteAnswer as error:
+        _save_partial(error, names)
+        raise
+    files = list(islice(names, len(answer.images)))
+    for path, picture in zip(files, answer.images, strict=True):
+        save(picture, path)
+    complete = answer.end is not None and answer.end.complete
+    facts = {"answer": answer.text, "complete": complete, "pictures": list(map(str, files))}
+    print(json.dumps(facts, ensure_ascii=False))
 
 
 def chat(
@@ -62,15 +77,13 @@ def chat(
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT of the pictures in answers.")] = None,
     max_tokens: MaxTokens = None,
     context: Annotated[int | None, typer.Option(help="Tokens that the conversation can hold.")] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the pictures in answers.")] = Path(),
+    output: Annotated[Path, typer.Option("-o", "--output", help=FOLDER)] = Path(),
     model: Bundle = None,
 ) -> None:
     """Talk, with pictures on both sides; one message a line."""
     from mgpt_edge.runtime.model import load
 
-    if not output.is_dir():
-        msg = f"{output} is no folder; make it, or give another with -o"
-        raise InvalidRequest(msg)
+    _check_folder(output)
     settings: dict[str, Any] = {
         "seed": seed,
         "temperature": temperature,
@@ -79,10 +92,15 @@ def chat(
         "size": None if size is None else parse_size(size),
         "max_tokens": max_tokens,
     }
-    conversation = load(model).chat(context=context, **settings)
+    loaded = load(model)
+    conversation = loaded.chat(context=context, **settings)
     if sys.stdin.isatty():
         print(HELP)
-    pictures = _free_names(output)
+        with contextlib.suppress(ImportError):  # lines that can be edited
+            import readline  # noqa: F401
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")  # a stray byte is no reason to end a conversation
+    pictures = _free_names(output, "chat")
     images: list[Image.Image] = []
     with contextlib.suppress(EOFError):
         while True:
@@ -90,12 +108,31 @@ def chat(
             command, _, argument = line.partition(" ")
             if command == "/quit":
                 return
-            if command == "/image" and argument:
-                images += _attach(argument.strip())
+            if command == "/image":
+                images = [*images, *_attach(argument.strip())] if argument else []
+                print(f"[{len(images)} pictures wait for your next message]", file=sys.stderr)
+            elif command == "/seed" and argument.strip().isdecimal():
+                seed = int(argument)
+            elif command == "/draw" and argument:
+                _answer(conversation, _request(loaded, settings["size"], argument), [], seed, pictures)
             elif command.startswith("/"):
                 print(HELP)
-            elif line and _answer(conversation, line, images, pictures):
+            elif line and _answer(conversation, line, images, seed, pictures):
                 images = []
+
+
+def _request(model: Model, size: tuple[int, int] | None, words: str) -> str:
+    """A wish for a picture as the family was trained on it."""
+    from mgpt_edge.runtime.prompt import TEMPLATES
+
+    width, height = size or (model.manifest.pictures.target_size,) * 2
+    return TEMPLATES["text-to-image"].format(width=width, height=height, prompt=words.strip())
+
+
+def _check_folder(output: Path) -> None:
+    if not output.is_dir():
+        msg = f"{output} is no folder; make it, or give another with -o"
+        raise InvalidRequest(msg)
 
 
 def _attach(path: str) -> list[Image.Image]:
@@ -109,23 +146,20 @@ def _attach(path: str) -> list[Image.Image]:
         return []
 
 
-def _answer(conversation: Chat, text: str, images: list[Image.Image], names: Iterator[Path]) -> bool:
+def _answer(conversation: Chat, text: str, images: list[Image.Image], seed: int | None, names: Iterator[Path]) -> bool:
     """Prints one answer and saves its pictures; an error or Ctrl-C takes the turn back, and False is returned."""
     from mgpt_edge.runtime.errors import IncompleteAnswer
-    from mgpt_edge.runtime.metadata import save
 
     events: Iterator[Event] | None = None
     try:
-        events = conversation.stream(text, images)
+        events = conversation.stream(text, images, seed=seed)
         _print(events, names)
     except KeyboardInterrupt:
         print("\n[stopped; the message is taken back]", file=sys.stderr)
     except MgptError as error:
         print(f"mgpt: {error}", file=sys.stderr)
-        if isinstance(error, IncompleteAnswer) and error.image is not None:
-            path = next(names).with_suffix(".partial.png")
-            save(error.image, path)
-            print(f"[{path}]")
+        if isinstance(error, IncompleteAnswer):
+            _save_partial(error, names)
     else:
         print(f"[{conversation.tokens_left} tokens left]", file=sys.stderr)
         return True
@@ -136,24 +170,43 @@ def _answer(conversation: Chat, text: str, images: list[Image.Image], names: Ite
 
 
 def _print(events: Iterator[Event], names: Iterator[Path]) -> None:
+    """Text as it comes, and the names of files where pictures stand."""
     from mgpt_edge.runtime.answer import Picture, Text
+    from mgpt_edge.runtime.loop import End
     from mgpt_edge.runtime.metadata import save
 
-    for event in events:
-        if isinstance(event, Text):
-            print(event.text, end="", flush=True)
-        elif isinstance(event, Picture):
-            path = next(names)
-            save(event.image, path)
-            print(f"[{path}]", end="", flush=True)
-    print()
+    complete = True
+    try:
+        for event in events:
+            if isinstance(event, Text):
+                print(event.text, end="", flush=True)
+            elif isinstance(event, Picture):
+                path = next(names)
+                save(event.image, path)
+                print(f"[{path}]", end="", flush=True)
+            elif isinstance(event, End):
+                complete = event.complete
+    finally:
+        print()
+    if not complete:
+        print("[cut here: as many tokens as it may have]", file=sys.stderr)
 
 
-def _free_names(folder: Path) -> Iterator[Path]:
-    """chat-1.png, chat-2.png, … as far as they are not there."""
+def _save_partial(error: IncompleteAnswer, names: Iterator[Path]) -> None:
+    """Keeps what there was of a picture that an answer broke off in."""
+    from mgpt_edge.runtime.metadata import save
+
+    if error.image is not None:
+        path = next(names).with_suffix(".partial.png")
+        save(error.image, path)
+        print(f"[{path}]", file=sys.stderr)
+
+
+def _free_names(folder: Path, stem: str) -> Iterator[Path]:
+    """STEM-1.png, STEM-2.png, … as far as neither they nor parts of them are there."""
     number = 0
     while True:
         number += 1
-        path = folder / f"chat-{number}.png"
-        if not path.exists():
+        path = folder / f"{stem}-{number}.png"
+        if not path.exists() and not path.with_suffix(".partial.png").exists():
             yield path

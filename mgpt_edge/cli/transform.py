@@ -10,6 +10,7 @@ import typer
 
 from mgpt_edge.cli.drawing import check_output, draw, numbered, parse_size
 from mgpt_edge.cli.options import OUTPUT, AsJson, Bundle, Count, Guidance, Output, Seed, Temperature, TopK
+from mgpt_edge.runtime.errors import InvalidRequest
 
 
 def transform(
@@ -26,7 +27,9 @@ def transform(
         str | None,
         typer.Option(help="What to change or to detect, or what the picture drawn from edges or a map shows."),
     ] = None,
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; the picture's own unless given.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT in pixels; the trained size nearest to the picture unless given.")
+    ] = None,
     seed: Seed = None,
     guidance: Guidance = None,
     top_k: TopK = None,
@@ -41,9 +44,13 @@ def transform(
     Options that are not given come from the bundle's manifest, for each task.
     """
     from mgpt_edge.runtime.model import load
-    from mgpt_edge.runtime.request import check_task
+    from mgpt_edge.runtime.prompt import user_field
+    from mgpt_edge.runtime.request import check_transform
 
-    check_task(task)
+    check_transform(task)
+    if instruction is None and user_field(task) is not None:
+        msg = f"the task {task!r} takes words, too: say with --instruction what to change, to detect or to show"
+        raise InvalidRequest(msg)
     check_output(output)
     settings: dict[str, Any] = {
         "size": None if size is None else parse_size(size),
@@ -54,8 +61,8 @@ def transform(
         "count": count,
     }
     loaded = load(model)
-    events = loaded.stream(instruction or "", images=image, task=task, **settings)
-    result = draw(loaded, events, numbered(output, count), None, quiet=as_json)
+    request = loaded.request(instruction or "", task=task, **settings)
+    result = draw(loaded, request, loaded.draw(request, [image]), numbered(output, count), None, quiet=as_json)
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
     else:

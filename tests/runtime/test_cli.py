@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mgpt_edge.runtime import gpu
+from mgpt_edge.runtime import gpu, metadata
 from tests.fake_cuda import FakeCuda
 
 MGPT = [sys.executable, "-c", "from mgpt_edge.cli import main; main()"]
@@ -99,7 +99,7 @@ def test_foreign_png(mgpt, bundle):
     Image.new("RGB", (4, 4)).save("plain.png")
     assert "does not say how it was drawn" in mgpt("generate", "--from-image", "plain.png", "--model", bundle)[2]
     Path("junk.png").write_bytes(b"junk")
-    assert "no readable PNG" in mgpt("generate", "--from-image", "junk.png", "--model", bundle)[2]
+    assert "no PNG that can be read" in mgpt("generate", "--from-image", "junk.png", "--model", bundle)[2]
 
 
 def test_export_inspect_verify_estimate(mgpt, checkpoints):
@@ -192,6 +192,7 @@ def test_ctrl_c_saves_the_rows_so_far(bundle, tmp_path):
     assert "big-0.partial.png" in err
     assert pixels(tmp_path / "big-0.partial.png").shape == (1024, 1024, 3)
     assert not (tmp_path / "big-0.png").exists()
+    assert metadata.read(tmp_path / "big-0.partial.png")["size"] == [1024, 1024]
 
 
 def test_ctrl_c_names_what_was_finished(bundle, monkeypatch, tmp_path):
@@ -201,15 +202,17 @@ def test_ctrl_c_names_what_was_finished(bundle, monkeypatch, tmp_path):
 
     model = load(bundle)
 
+    request = model.request("a cat", size=(32, 64), seed=1, count=2, speculate="off")
+
     def interrupted():
-        for event in model.stream("a cat", size=(32, 64), seed=1, count=2, speculate="off"):
+        for event in model.draw(request):
             yield event
             if isinstance(event, Picture):
                 raise KeyboardInterrupt
 
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     with pytest.raises(drawing.Interrupted, match=r"a\.png is done; .*b\.partial\.png|a\.png is done$") as error:
-        drawing.draw(model, interrupted(), paths, None, quiet=True)
+        drawing.draw(model, request, interrupted(), paths, None, quiet=True)
     assert "nothing" not in str(error.value)
     assert (tmp_path / "a.png").exists()
 

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 import mgpt_edge
+from mgpt_edge.runtime.answer import Answer
+from mgpt_edge.runtime.prompt import TEMPLATES
 
 pytestmark = pytest.mark.filterwarnings("default::mgpt_edge.runtime.errors.CompatibilityWarning")
 
@@ -47,7 +49,7 @@ def test_transform(mgpt, bundle, photo):
         ("e-0.png", "edit", "make it blue"),
         ("e-1.png", "edit", "make it blue"),
     ]
-    assert "mgpt transform" in mgpt("generate", "--from-image", "e-0.png", "--model", bundle)[2]
+    assert "more than its own words (edit)" in mgpt("generate", "--from-image", "e-0.png", "--model", bundle)[2]
 
 
 def test_kept_rows(mgpt, bundle):
@@ -62,20 +64,44 @@ def test_kept_rows(mgpt, bundle):
 def test_ask(mgpt, bundle, photo):
     expected = mgpt_edge.load(bundle).ask(photo, "what?", seed=1)
     code, out, _ = mgpt("ask", photo, "what?", "--seed", 1, "--json", "--model", bundle)
-    assert (code, json.loads(out)) == (0, {"answer": expected, "complete": True})
+    assert (code, json.loads(out)) == (0, {"answer": expected, "complete": True, "pictures": []})
     code, out, _ = mgpt("ask", photo, "what?", "--seed", 1, "--model", bundle)
     assert (code, out) == (0, expected + "\n")
+
+
+def test_ask_keeps_the_pictures_of_an_answer(mgpt, bundle, photo):
+    model = mgpt_edge.load(bundle)
+    seed = next(seed for seed in range(20) if "<|image|>" in model.ask(photo, "what?", seed=seed))
+    answer = Answer.of(model.stream("what?", images=photo, task="chat", seed=seed))
+    code, out, _ = mgpt("ask", photo, "what?", "--seed", seed, "--json", "--model", bundle)
+    assert code == 0
+    names = json.loads(out)["pictures"]
+    assert names == [f"answer-{number}.png" for number in range(1, 1 + len(answer.images))]
+    assert all(np.array_equal(pixels(name), image) for name, image in zip(names, answer.images, strict=True))
+    number = len(names) + 1
+    code, out, _ = mgpt("ask", photo, "what?", "--seed", seed, "--model", bundle)
+    assert (code, f"[answer-{number}.png]" in out) == (0, True)
+    tokens = answer.end.tokens.index(model.manifest.vocabulary.end_image)  # one too few
+    code, _, err = mgpt("ask", photo, "what?", "--seed", seed, "--max-tokens", tokens, "--model", bundle)
+    assert (code, "partial.png]" in err) == (8, True)
+    assert "allow more with max_tokens" in err
+    code, out, err = mgpt("ask", photo, "what?", "--seed", seed, "--max-tokens", 1, "--model", bundle)
+    assert (code, "cut here" in err) in {(0, True), (8, False)}
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["transform", "photo.png", "--task", "dept"], 2, "did you mean 'depth'"),
-        (["transform", "photo.png", "--task", "edit"], 2, "the instruction must be a text"),
+        (["transform", "photo.png", "--task", "edit"], 2, "say with --instruction"),
         (["transform", "missing.png", "--task", "depth"], 2, "there is no picture missing.png"),
-        (["transform", "photo.png", "--task", "text-to-image", "--instruction", "x"], 2, "takes no picture"),
+        (["transform", "photo.png", "--task", "text-to-image", "--instruction", "x"], 2, "no picture from a picture"),
+        (["transform", "photo.png", "--task", "describe"], 2, "see generate, ask and describe"),
         (["ask", "missing.png", "what?"], 2, "there is no picture missing.png"),
         (["ask", "photo.png", "what?", "--max-tokens", "0"], 2, "max_tokens"),
+        (["transform", "photo.png", "--task", "from-depth"], 2, "say with --instruction"),
+        (["generate", "a cat", "--task", "chat"], 2, "no picture from words alone; see ask"),
+        (["generate", "--from-image", "photo.png", "--keep-rows", "5-2"], 2, "does not say how it was drawn"),
         (["generate", "a cat", "--keep-rows", "0-1"], 2, "--from-image"),
         (["generate", "--from-image", "photo.png", "--keep-rows", "x"], 2, "does not say how it was drawn"),
         (["chat", "-o", "nowhere"], 2, "nowhere is no folder"),
@@ -98,7 +124,11 @@ def test_chat(mgpt, bundle, photo, monkeypatch):
         "look <|image|>",
         "again <|image|>",
         "again",
+        "/image photo.png",
+        "/image",
+        "/seed 5",
         "/x",
+        "/draw a cat",
     ]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(said)))
     code, out, err = mgpt("chat", "--seed", 0, "--model", bundle)
@@ -106,10 +136,15 @@ def test_chat(mgpt, bundle, photo, monkeypatch):
     assert "there is no picture missing.png" in err
     assert "1 marks <|image|> for 0 pictures" in err
     left = [int(count) for count in re.findall(r"\[(\d+) tokens left\]", err)]
-    assert len(left) == 3
+    assert len(left) == 4
+    waiting = [int(count) for count in re.findall(r"\[(\d+) pictures wait", err)]
+    assert waiting == [0, 1, 1, 0]
     assert left == sorted(left, reverse=True)
     conversation = mgpt_edge.load(bundle).chat(seed=0)
     answers = [conversation.say("what is that?"), conversation.say("look <|image|>", photo), conversation.say("again")]
+    side = conversation.model.manifest.pictures.target_size
+    asked = TEMPLATES["text-to-image"].format(width=side, height=side, prompt="a cat")
+    answers.append(conversation.say(asked, seed=5))
     number = 0
     for answer in answers:
         text = answer.text
@@ -119,7 +154,7 @@ def test_chat(mgpt, bundle, photo, monkeypatch):
             assert np.array_equal(pixels(f"chat-{number}.png"), np.asarray(image))
         assert text in out
     assert number
-    assert "/quit ends" in out
+    assert "drops those added" in out
 
 
 JOBS = """{"prompt": "a cat", "size": "32x32", "seed": 1}
@@ -143,9 +178,9 @@ def test_batch(mgpt, bundle, photo):
     code, out, err = mgpt("batch", "jobs.jsonl", "-o", "out", "--model", bundle)
     assert code == 1
     assert out.splitlines() == [
-        "out/01.png",
+        "out/1.png",
         "out/depth.png",
-        "out/04.txt",
+        "out/4.txt",
         "out/last.png",
         "4 done, 0 skipped, 9 failed",
     ]
@@ -154,10 +189,27 @@ def test_batch(mgpt, bundle, photo):
     assert "did you mean 'seed'" in lines[-1]
     assert "an earlier job is called 'depth'" in lines[-2]
     model = mgpt_edge.load(bundle)
-    assert np.array_equal(pixels("out/01.png"), np.asarray(model.generate("a cat", size=(32, 32), seed=1)))
-    assert Path("out/04.txt").read_text(encoding="utf-8") == model.ask(photo, "what?", seed=1) + "\n"
+    assert np.array_equal(pixels("out/1.png"), np.asarray(model.generate("a cat", size=(32, 32), seed=1)))
+    assert Path("out/4.txt").read_text(encoding="utf-8") == model.ask(photo, "what?", seed=1) + "\n"
     Path("out/last.png").unlink()
     code, out, _ = mgpt("batch", "jobs.jsonl", "-o", "out", "--json", "--model", bundle)
     assert (code, json.loads(out)) == (1, {"done": 1, "skipped": 3, "failed": 9})
     Path("jobs.jsonl").write_text(JOBS.splitlines()[0], encoding="utf-8")
     assert mgpt("batch", "jobs.jsonl", "-o", "again", "--model", bundle)[0] == 0
+
+
+def test_a_strange_job_stops_no_other(mgpt, bundle, photo):
+    strange = [
+        {"prompt": "a", "name": "x" * 300},
+        {"prompt": "a", "name": "\ud800"},
+        {"image": "p" * 5000, "question": "what?"},
+        {"prompt": "two\u2028lines", "size": "32x32"},
+    ]
+    text = "\ufeff" + "\n".join(json.dumps(job, ensure_ascii=number != 3) for number, job in enumerate(strange))
+    Path("jobs.jsonl").write_bytes(text.encode())
+    code, out, err = mgpt("batch", "jobs.jsonl", "-o", "out", "--model", bundle)
+    assert (code, out.splitlines()) == (1, ["out/4.png", "1 done, 0 skipped, 3 failed"])
+    assert [line.split(":")[1] for line in err.splitlines() if line.startswith("jobs.jsonl:")] == ["1", "2", "3"]
+    Path("jobs.jsonl").write_bytes((text + "\n" * 20 + json.dumps(strange[3])).encode())
+    code, out, _ = mgpt("batch", "jobs.jsonl", "-o", "out", "--model", bundle)
+    assert out.splitlines() == ["out/24.png", "1 done, 1 skipped, 3 failed"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -47,9 +48,41 @@ def test_transparent_parts_become_white():
     assert open_picture(palette).getpixel((0, 0)) == (255, 255, 255)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "YCbCr", "RGBA", "I", "F", "I;16"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "La", "P", "CMYK", "YCbCr", "RGBA", "RGBa", "I", "I;16"])
 def test_any_mode(mode):
     assert open_picture(Image.new(mode, (16, 16))).mode == "RGB"
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I"])
+def test_sixteen_bits_keep_their_shades(mode, tmp_path):
+    wide = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    picture = Image.fromarray(wide.astype(np.int32) if mode == "I" else wide)
+    assert picture.mode == mode
+    Image.fromarray(wide).save(tmp_path / "depth.png")
+    for source in (picture, tmp_path / "depth.png"):
+        np.testing.assert_array_equal(np.asarray(open_picture(source))[..., 0].ravel(), np.arange(256))
+
+
+def test_what_is_no_picture_is_named():
+    for source, message in (
+        (np.zeros((4, 4, 3), np.uint8), "a path or a Pillow image, got ndarray"),
+        (None, "got NoneType"),
+        (Image.new("RGB", (0, 5)), "is empty, it has 0x5 pixels"),
+        (Image.new("F", (4, 4)), "has float pixels"),
+    ):
+        with pytest.raises(InvalidRequest, match=message):
+            open_picture(source)
+
+
+def test_whatever_a_decoder_raises_is_one_error(tmp_path, monkeypatch):
+    def broken(_):
+        msg = "required argument is not an integer"  # as of a width that is a text in EXIF
+        raise struct.error(msg)
+
+    noise(40, 30).save(tmp_path / "odd.jpg")
+    monkeypatch.setattr(ImageOps, "exif_transpose", broken)
+    with pytest.raises(InvalidRequest, match=r"odd\.jpg can't be read: required argument"):
+        open_picture(tmp_path / "odd.jpg")
 
 
 def test_damaged_foreign_and_huge(tmp_path, monkeypatch):
@@ -68,7 +101,7 @@ def test_damaged_foreign_and_huge(tmp_path, monkeypatch):
         with pytest.raises(InvalidRequest, match="there is no picture"):
             open_picture(missing)
     monkeypatch.setattr(pictures, "LARGEST_PIXELS", 1000)
-    with pytest.raises(InvalidRequest, match="has 64x64 pixels, at most 1000"):
+    with pytest.raises(InvalidRequest, match="has 64x64 pixels, at most 1,000 can"):
         open_picture(noise(64, 64))
 
 
@@ -79,6 +112,15 @@ def test_fit_gives_a_bucket(width, height):
     assert pixels.shape[1::-1] in sizes
     assert pixels.dtype == np.uint8
     assert (pixels == (255, 0, 0)).all()
+
+
+def test_of_a_picture_two_pixels_wide_only_the_middle_is_scaled(monkeypatch):
+    scaled, resize = [], Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda *given: scaled.append(given[1]) or resize(*given))
+    tall = Image.new("RGB", (2, 400_000), "red")
+    tall.paste("blue", (0, 199_000, 2, 201_000))
+    assert (fit(tall, [(64, 64)]) == (0, 0, 255)).all()
+    assert scaled == [(64, 8 * 64)]
 
 
 def test_fit_is_the_middle_and_says_the_same_twice():

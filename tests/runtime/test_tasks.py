@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -251,9 +252,51 @@ def test_a_cut_text_goes_on_with_the_next_turn(model, decoder):
 
 
 def test_a_picture_that_can_never_fit_is_refused_at_once(model):
-    with pytest.raises(IncompleteAnswer, match=r"announced a picture of 512x512, which takes 1060 tokens, 960 more"):
+    with pytest.raises(
+        IncompleteAnswer, match=r"announced a picture of 512x512, which takes 1060 tokens, \d+ more .* max_tokens"
+    ) as caught:
         for seed in range(50):
             model.ask((), "so", seed=seed, size=(512, 512), max_tokens=100)
+    # What was said before the picture takes room, too.
+    assert int(re.search(r"(\d+) more", str(caught.value))[1]) > 960
+
+
+def test_a_picture_longer_than_the_conversation_says_so(model):
+    chat = model.chat(seed=6, context=20)
+    with pytest.raises(IncompleteAnswer, match="allow more with a longer context"):
+        chat.say("the cat")
+    assert chat.tokens_left == 19
+
+
+def test_an_answer_that_broke_off_is_said_again_with_another_seed(model):
+    chat = model.chat(seed=6, max_tokens=14)
+    with pytest.raises(IncompleteAnswer):
+        chat.say("the cat")
+    answers = [model.chat(seed=seed, max_tokens=14) for seed in range(20)]
+    for seed, other in enumerate(answers):
+        try:
+            expected = other.say("the cat").end.tokens
+        except IncompleteAnswer:
+            continue
+        assert chat.say("the cat", seed=seed).end.tokens == expected
+        return
+    pytest.fail("every seed draws")
+
+
+def test_a_conversation_filled_to_its_end_has_no_tokens_left(model):
+    chat = model.chat(seed=0, context=12, temperature=0.0)
+    end = None
+    for seed in range(40):
+        try:
+            end = chat.say("the cat", seed=seed).end
+            break
+        except IncompleteAnswer:
+            continue
+    assert end is not None
+    assert not end.complete
+    assert chat.tokens_left == 0
+    with pytest.raises(InvalidRequest, match=r"needs \d+ tokens more than the 12"):
+        chat.say("again")
 
 
 def test_kept_rows_stay_and_the_seed_decides_the_rest(model, monkeypatch, tmp_path):
@@ -274,10 +317,17 @@ def test_kept_rows_stay_and_the_seed_decides_the_rest(model, monkeypatch, tmp_pa
     assert again.info["mgpt"]["prompt"] == "a cat"
 
 
+def test_kept_rows_with_other_words(model):
+    image = model.generate("a cat", seed=4, size=SIZE)
+    again = model.redraw(image, "a dog", keep_rows=range(2), seed=4)
+    assert (again.info["mgpt"]["prompt"], again.info["mgpt"]["kept_rows"]) == ("a dog", [0, 1])
+    assert again.size == SIZE
+
+
 def test_rows_of_any_picture_can_be_kept(model, photo):
     image = model.redraw(photo, "a cat", keep_rows=range(3), size=SIZE, seed=1)
     assert image.size == SIZE
-    with pytest.raises(InvalidRequest, match="the prompt must be a text"):
+    with pytest.raises(InvalidRequest, match="does not say which words"):
         model.redraw(photo)
     with pytest.raises(InvalidRequest, match="has the rows 0 to 5"):
         model.redraw(photo, "a cat", keep_rows=[6], size=SIZE)
