@@ -1,4 +1,4 @@
-"""What a turn of a conversation costs: its new tokens only, and no more in a longer cache.
+"""What a turn of a conversation costs: its new tokens, hardly what lies behind them, and no more in a longer cache.
 
 mgpt bench chat --model BUNDLE [--rounds N] [--json]
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.model import Model
 
 QUESTION = "What is in front?"
+NEW, PICTURES = (16, 64, 256), (0, 4)
+"""Tokens of a turn, and pictures behind it, whose times are compared."""
 
 
 def chat(
@@ -35,21 +37,21 @@ def chat(
     """Measure first tokens of turns, and steps in a short and a long cache."""
     loaded = mgpt_edge.load(model)
     share, ratios = _turns(loaded, rounds)
+    ratios |= _growth(loaded, rounds)
     ratios["time of a step: cache of 10000 / of 1000"] = _capacity(loaded, rounds)
     timed = {name: summary("ratio", every, 3) for name, every in ratios.items()}
     facts = {"tokens: second turn / conversation": round(share, 3), "times": timed}
     if as_json:
         print(json.dumps(facts))
         return
-    print(f"{'tokens: second turn / conversation':42} {share:.3f}")
+    print(f"{'tokens: second turn / conversation':46} {share:.3f}")
     for name, of in timed.items():
-        print(f"{name:42} {of['ratio']:.3f}")
+        print(f"{name:46} {of['ratio']:.3f}")
 
 
 def _turns(model: Model, rounds: int) -> tuple[float, dict[str, list[float]]]:
     """A question after pictures were shown, against the same conversation computed anew: share of its tokens, times."""
-    side = model.manifest.pictures.target_size
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
+    picture = _picture(model)
     first, second, anew, counts = [], [], [], (0, 0)
     for seed in range(rounds):
         conversation = model.chat(seed=seed, max_tokens=1, temperature=0.0)
@@ -57,12 +59,42 @@ def _turns(model: Model, rounds: int) -> tuple[float, dict[str, list[float]]]:
         before = conversation.tokens_left
         second.append(_first_token(conversation, QUESTION, []))
         counts = before - conversation.tokens_left, conversation.context - conversation.tokens_left
+        assert 0 < counts[0] < counts[1], "the first turn was taken back"
         fresh = model.chat(seed=seed, max_tokens=1, temperature=0.0)
         anew.append(_first_token(fresh, f"<|image|> <|image|> {QUESTION} {QUESTION}", [picture, picture]))
     return counts[0] / counts[1], {
         "time: second turn / computed anew": [a / b for a, b in zip(second, anew, strict=True)],
         "time: second turn / first turn": [a / b for a, b in zip(second, first, strict=True)],
     }
+
+
+def _growth(model: Model, rounds: int) -> dict[str, list[float]]:
+    """First tokens of turns of several lengths, at a conversation's beginning and behind pictures."""
+    tokens, vocabulary = model.intake.look(_picture(model)), model.manifest.vocabulary
+    seconds: dict[tuple[int, int], list[float]] = {(new, shown): [] for new in NEW for shown in PICTURES}
+    for _ in range(rounds):
+        for (new, shown), times in seconds.items():
+            rows = model.engine.open((max(PICTURES) * len(tokens) + max(NEW) + 1, 0))
+            rows.forward([Fed(0, [vocabulary.bos, *tokens * shown])], "text")
+            started = time.perf_counter()
+            rows.forward([Fed(0, [vocabulary.bos] * new)], "text")
+            times.append(time.perf_counter() - started)
+    small, middle, large = NEW
+    none, many = PICTURES
+
+    def ratio(above: tuple[int, int], below: tuple[int, int]) -> list[float]:
+        return [a / b for a, b in zip(seconds[above], seconds[below], strict=True)]
+
+    return {
+        f"time: {middle} new tokens / {small}": ratio((middle, none), (small, none)),
+        f"time: {large} new tokens / {small}": ratio((large, none), (small, none)),
+        f"time: {middle} new tokens, {many} pictures behind / none": ratio((middle, many), (middle, none)),
+    }
+
+
+def _picture(model: Model) -> Image.Image:
+    side = model.manifest.pictures.target_size
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
 
 
 def _first_token(conversation: Chat, text: str, pictures: list[Image.Image]) -> float:
