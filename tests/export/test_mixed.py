@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +74,14 @@ def test_8_bits_are_for_a_share_of_the_weights(checkpoint, statistics):
     linears = ("_proj.weight", "lm_head.weight")
     sizes = {name: checkpoint.tensor(name).numel() for name in checkpoint.config.shapes() if name.endswith(linears)}
     assert sum(sizes[name] for name in mixed.wide) <= WIDE_SHARE * sum(sizes.values())
+
+
+@pytest.mark.parametrize("name", ["0.mixed", "1.attention"])
+def test_8_bits_go_where_4_cost_most(name, checkpoint, statistics):
+    harm = {key: torch.tensor(1.0 if key == name else 1e-9) for key in statistics.harm}
+    layer, kind = name.split(".")
+    readers = {f"model.layers.{layer}.{module}.weight" for module in INPUTS[kind]}
+    assert readers <= mix(checkpoint, replace(statistics, harm=harm)).wide
 
 
 @pytest.fixture(scope="module")
