@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
+from functools import cache, wraps
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 OPSET = 24
 
 
+def _once(trace: Callable[..., ir.Model]) -> Callable[..., ir.Model]:
+    """Seconds for a graph of the same shape become milliseconds: lowerings change the graph, so each gets its own."""
+    traced = cache(trace)
+    return wraps(trace)(lambda *shape: traced(*shape).clone())
+
+
+@_once
 def trace_decoder(config: DecoderConfig, norm_groups: tuple[int, int]) -> ir.Model:
     """Graph of `Decoder.forward`: rows, width and capacity are dynamic, attention is one node a layer.
 
@@ -43,6 +51,7 @@ def trace_decoder(config: DecoderConfig, norm_groups: tuple[int, int]) -> ir.Mod
     )
 
 
+@_once
 def trace_head(hidden_size: int, rows: int) -> ir.Model:
     """Graph from hidden states [1, n, hidden_size] to logits [1, n, rows]; its weight is called `weight`."""
     return _trace(
@@ -54,6 +63,7 @@ def trace_head(hidden_size: int, rows: int) -> ir.Model:
     )
 
 
+@_once
 def trace_vq_decoder(config: VQConfig) -> ir.Model:
     """Graph from codes int64 [1, h, w] to pixels uint8 [1, h * stride, w * stride, 3]."""
     sides = {1: torch.export.Dim("h"), 2: torch.export.Dim("w")}
@@ -66,6 +76,7 @@ def trace_vq_decoder(config: VQConfig) -> ir.Model:
     )
 
 
+@_once
 def trace_vq_encoder(config: VQConfig) -> ir.Model:
     """Graph from pixels uint8 [1, H, W, 3] to codes int64 [1, H / stride, W / stride]."""
     stride = config.stride

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -39,7 +39,7 @@ class Picture:
 
     picture: int
     image: Image.Image
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...] = field(repr=False)
     seconds: float
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mgpt_edge.runtime.errors import IncompleteAnswer
@@ -35,7 +35,7 @@ class FinishedRow:
 
     picture: int
     row: int
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...] = field(repr=False)
     passes: int
     guessed: int
     accepted: int
@@ -63,7 +63,7 @@ class End:
     """
 
     answer: int
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...] = field(repr=False)
     unfed: tuple[int, ...]
     prefilled: int
     passes: int

@@ -73,6 +73,9 @@ class Model:
         self.presenter = Presenter(bundle, self.engine, self.tokenizer)
         self.costs = calibration.stored(bundle.digest, self.engine.threads)
 
+    def __repr__(self) -> str:
+        return f"<Model {self.manifest.name}, {self.manifest.precision} for {self.manifest.engine}>"
+
     def generate(
         self, prompt: str | Sequence[str], *, seed: int | None = None, **settings: Any
     ) -> Image.Image | list[Image.Image]:
@@ -223,8 +226,8 @@ class Model:
         defaults, target = self.manifest.tasks.get(task), self.manifest.pictures.target_size
         if defaults is None:
             msg = (
-                f"{self.manifest.name} was not trained for {task!r}, it knows {', '.join(self.manifest.tasks)}; "
-                'a checkpoint that was says so under "tasks" in its mgpt.json: mgpt export it again'
+                f"{self.manifest.name} was not trained for {task!r}; it knows {', '.join(self.manifest.tasks)} "
+                '(export takes that from "tasks" in the checkpoint\'s mgpt.json)'
             )
             raise InvalidRequest(msg)
         values: dict[str, Any] = {
