@@ -57,7 +57,7 @@ def round_checkpoint(
 
     Raises:
         InvalidRequest: an unknown engine, no sequences, or a folder of another checkpoint, engine or data.
-        CheckpointError: a weight makes something infinite.
+        CheckpointError: a weight is no finite number.
     """
     if engine not in BLOCKS:
         msg = f"unknown engine {engine!r}; known: {', '.join(BLOCKS)}"
@@ -74,10 +74,10 @@ def round_checkpoint(
     for layer in range(first, config.num_layers):
         progress(layer, config.num_layers)
         block = load_block(checkpoint, layer, "fp32", engine)
-        values, hidden = _round_block(block, config, hidden.split(lengths), blocks)
-        if not hidden.isfinite().all():
-            msg = f"layer {layer} gives numbers that are not finite: a weight of the checkpoint is damaged"
+        if not all(parameter.isfinite().all() for parameter in block.parameters()):
+            msg = f"layer {layer} has weights that are not finite numbers: the checkpoint is damaged"
             raise CheckpointError(msg)
+        values, hidden = _round_block(block, config, hidden.split(lengths), blocks)
         prefix = f"model.layers.{layer}."
         _write(folder / f"{layer}.safetensors", {prefix + name: value for name, value in values.items()}, facts)
         _write(folder / f"{HIDDEN}.safetensors", {HIDDEN: hidden}, facts | {"layers": str(layer + 1)})

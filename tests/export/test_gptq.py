@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy.linalg import lstsq
 
 from mgpt_edge.export import gptq
@@ -18,9 +18,10 @@ from mgpt_edge.export.gptq import round_checkpoint, rounded_checkpoint
 from mgpt_edge.export.quantise import gptq as scheme
 from mgpt_edge.export.quantise import int4, rounded, weight_only
 from mgpt_edge.export.quantise.gptq import compensated
-from mgpt_edge.runtime.errors import InvalidRequest
+from mgpt_edge.runtime.errors import CheckpointError, InvalidRequest
 from mgpt_edge.runtime.golden import recompute
 from mgpt_edge.runtime.model import Model
+from tests.families import write_checkpoint
 
 
 def correlated(rng, tokens, width):
@@ -153,6 +154,16 @@ def test_a_killed_run_goes_on_with_the_next_layer(checkpoint, folder, tmp_path, 
         expected, found = load_file(path), load_file(again / path.name)
         assert expected.keys() == found.keys()
         assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_damaged_weight_is_found(tmp_path):
+    folder = write_checkpoint(tmp_path / "checkpoint")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(weights, folder / "model.safetensors")
+    opened = Checkpoint.open(folder)
+    with pytest.raises(CheckpointError, match="layer 1 has weights that are not finite"):
+        round_checkpoint(opened, sequences(opened), tmp_path / "rounded", "native")
 
 
 def test_what_does_not_belong_together_is_refused(checkpoint, checkpoints, folder, tmp_path):
