@@ -18,6 +18,7 @@ from mgpt_edge.runtime.answer import Picture
 from mgpt_edge.runtime.errors import BundleError, IncompleteAnswer, InvalidRequest
 from mgpt_edge.runtime.loop import End
 from mgpt_edge.runtime.metadata import save
+from mgpt_edge.runtime.prompt import TEMPLATES
 from tests import reference
 
 if TYPE_CHECKING:
@@ -187,8 +188,15 @@ def test_streamed_text_is_the_answer(model):
         assert text == model.ask((), "so", seed=seed).replace("<|image|>", "")
 
 
-def test_describe_takes_one_picture(model, photo):
-    assert isinstance(model.describe(photo, seed=1), str)
+def test_a_description_is_the_answer_to_the_familys_own_words(model, decoder, photo):
+    v = model.manifest.vocabulary
+    before, after = TEMPLATES["describe"].split("<|image|>")
+    history = [v.bos, *words(model, before), *model.intake.look(photo), *words(model, after), v.separator]
+    expected = plain(decoder, model, history, model.request("", task="describe", seed=1))
+    *_, end = model.stream("", images=photo, task="describe", seed=1)
+    assert end.tokens == expected
+    with pytest.raises(InvalidRequest, match="takes one picture|marks"):
+        model.stream("", images=[photo, photo], task="describe")
 
 
 def turns(chat, model) -> list[tuple[int, ...]]:
