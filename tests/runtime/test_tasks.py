@@ -195,7 +195,7 @@ def test_a_description_is_the_answer_to_the_familys_own_words(model, decoder, ph
     expected = plain(decoder, model, history, model.request("", task="describe", seed=1))
     *_, end = model.stream("", images=photo, task="describe", seed=1)
     assert end.tokens == expected
-    with pytest.raises(InvalidRequest, match="takes one picture|marks"):
+    with pytest.raises(InvalidRequest, match="takes one picture"):
         model.stream("", images=[photo, photo], task="describe")
 
 
