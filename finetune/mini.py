@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 EYE_LAYERS = 4
-SAMPLING = Sampling(guidance=2.0, top_k=100, temperature=0.5)
+SAMPLING = Sampling(guidance=3.0, top_k=100, temperature=0.7)
 
 
 class Mini:
