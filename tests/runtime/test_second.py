@@ -127,7 +127,8 @@ def test_the_upper_half_is_the_trained_size_that_keeps_most(model, photo):
     ("call", "message"),
     [
         (lambda m, p: m.transform([p, p], "panel-depth", "a dog"), "takes one picture, got 2"),
-        (lambda m, p: m.generate("a dog", task="panel-depth"), "takes one picture, got 0"),
+        (lambda m, p: m.generate("a dog", task="panel-depth"), "no picture from words alone; see transform"),
+        (lambda m, _: list(m.stream("a dog", task="panel-depth")), "takes one picture, got 0"),
         (lambda m, p: m.transform(p, "panel-depth", "a dog", size=(64, 96)), "multiple of 64 pixels, asked for 64x96"),
         (lambda m, p: m.transform(p, "panel-depth"), "the prompt must be a text"),
         (lambda m, p: m.transform(p, "pair-depth", "a dog"), "makes no picture from a picture"),
