@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from mgpt_edge.finetune.arithmetic import mixed
 from mgpt_edge.finetune.files import replace_atomically
 from mgpt_edge.finetune.world.scene import relation
 from mgpt_edge.runtime.layout import ImageLayout
@@ -110,7 +111,7 @@ def encode_pictures(model: VQGAN, pixels: NDArray[np.uint8], batch: int = 50) ->
     for start in range(0, len(pixels), batch):
         part = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch]))
         # Half the time of float32; where two codes are equally near, either teaches the same.
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed():
             codes.append(model.encode_pixels(part).to(torch.int16))
     return torch.cat(codes).numpy()
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mgpt_edge.finetune.arithmetic import mixed
 from mgpt_edge.finetune.files import replace_atomically
 from mgpt_edge.finetune.vq import cosine
 from mgpt_edge.finetune.world.camera import project
@@ -192,7 +193,7 @@ def train_judge(
         image[mirror] = image[mirror, :, ::-1]
         shown = [scene.mirrored() if turned else scene for scene, turned in zip(shown, mirror, strict=True)]
         scaled = same_scale(torch.from_numpy(image))
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed():
             maps, floors = judge(scaled)
         maps = {name: values.float() for name, values in maps.items()}
         loss = judge_loss(maps, floors.float(), _targets(shown, scaled.shape[2], scaled.shape[1]))

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mgpt_edge.export.config import DecoderConfig
+from mgpt_edge.finetune.arithmetic import mixed
 from mgpt_edge.finetune.conversation import UNLABELLED, Batch
 from mgpt_edge.finetune.files import replace_atomically
 from mgpt_edge.finetune.optimizer import MuonAdamW, adamw
@@ -163,7 +164,7 @@ class Stage:
     def objective(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy and squared log-partition over the labelled positions of [b, t]."""
         # The fused attention's backward pass takes twice as long as the plain one on a CPU at these lengths.
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with mixed(), sdpa_kernel(SDPBackend.MATH):
             return summed_losses(self.model, tokens, labels)
 
     @torch.no_grad()
@@ -237,7 +238,7 @@ def validation_loss(model: Decoder, corpus: Corpus, batches: int = 8) -> float:
     model.eval()
     total, labels = 0.0, 0
     for part in (corpus.batch(number) for number in range(batches)):
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with mixed(), sdpa_kernel(SDPBackend.MATH):
             total += summed_losses(model, part.tokens, part.labels)[0].item()
         labels += int((part.labels != UNLABELLED).sum())
     return total / labels

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mgpt_edge.finetune.arithmetic import mixed
 from mgpt_edge.finetune.run import Run
 from mgpt_edge.finetune.vq import VQRecipe, cosine, decibels, pixels_to_image, reconstruction, standing_out
 
@@ -99,12 +100,12 @@ class Sharpening(Run):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate * cosine(self.step, recipe.steps)
         weight = importance * torch.cat([standing_out(one, self.losses.focus) for one in image.split(1)])
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed():
             drawn = self.model.decode(codes)
         pixels = reconstruction(drawn.float(), image, weight, self.losses)
         loss = pixels
         if self.step >= recipe.begin:
-            with torch.autocast("cpu", torch.bfloat16):
+            with mixed():
                 praise = self.judge(drawn).float().mean()
             loss = pixels - recipe.adversarial * self._balance(pixels, praise) * praise
         self.optimizer.zero_grad(set_to_none=True)
@@ -131,7 +132,7 @@ class Sharpening(Run):
 
     def _teach_judge(self, image: Tensor, drawn: Tensor) -> float:
         """One step of the discriminator; returns its hinge loss, 2 where it is at a loss."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed():
             real, made = self.judge(image).float(), self.judge(drawn).float()
         loss = F.relu(1 - real).mean() + F.relu(1 + made).mean()
         self.judge_optimizer.zero_grad(set_to_none=True)

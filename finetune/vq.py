@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgpt_edge.export.vqgan import VQGAN, VQConfig
+from mgpt_edge.finetune.arithmetic import mixed
 from mgpt_edge.finetune.run import Run
 
 if TYPE_CHECKING:
@@ -166,12 +167,12 @@ class VQTraining(Run):
         image, weight = self._windows(rng).split([3, 1], dim=1)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate * cosine(self.step, recipe.steps)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed():
             latents = self.model.latents(image)
         latents = latents.float()
         rows = latents.detach().permute(0, 2, 3, 1).flatten(0, 2)
         quantised, commitment = self._quantise(latents, rows, generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed():
             drawn = self.model.picture(quantised)
         loss = reconstruction(drawn.float(), image, weight, recipe) + recipe.commitment * commitment
         if self.eye is not None:
@@ -263,7 +264,7 @@ def perceived(eye: nn.Sequential, drawn: Tensor, image: Tensor) -> Tensor:
     than pixels.
     """
     distances = []
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed():
         for layer in eye:
             drawn = layer(drawn)
             with torch.no_grad():
