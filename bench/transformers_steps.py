@@ -72,7 +72,8 @@ def _static(case: Case, model: ChameleonModel, head: torch.Tensor) -> Step:
 
 def _fill(cache: Cache, model: ChameleonModel, context: int, rows: int) -> None:
     """Random keys and values: how long a step takes does not depend on them, and bfloat16 passes over hundreds of
-    tokens take minutes on CPUs without such products."""
+    tokens take minutes on CPUs without such products.
+    """
     config = model.config
     shape = rows, config.num_key_value_heads, context, config.hidden_size // config.num_attention_heads
     for layer in range(config.num_hidden_layers):

@@ -20,7 +20,7 @@ MGPT_INLINE float root(float x) {
 MGPT_INLINE float largest_magnitude(const float* row, std::int64_t size) {
   Words found{};
   for (std::int64_t i = 0; i < size; i += kLanes) {
-    const Words bits = (Words)magnitude(load(row + i));
+    const Words bits = as_words(magnitude(load(row + i)));
     found = (found & ~(bits > found)) | (bits & (bits > found));
   }
   const std::int32_t best = largest(found);
@@ -33,10 +33,9 @@ MGPT_INLINE float largest_magnitude(const float* row, std::int64_t size) {
 MGPT_INLINE std::int32_t to_bytes(const float* row, std::int64_t size, float scale, std::int8_t* values) {
   Words total{};
   for (std::int64_t i = 0; i < size; i += kLanes) {
-    const Words bytes = __builtin_convertvector(rounded(load(row + i) / scale), Words);
+    const Words bytes = to_words(rounded(load(row + i) / scale));
     total += bytes;
-    const Bytes narrow = __builtin_convertvector(bytes, Bytes);
-    std::memcpy(values + i, &narrow, sizeof narrow);
+    store_bytes(values + i, bytes);
   }
   return sum(total);
 }
@@ -64,10 +63,7 @@ struct Tile8 {
     const std::int64_t bytes = weights.in * kChannels;  // of one block
     const std::uint8_t* w = weights.packed + block * bytes;
     const std::int8_t* a = x.values + row * x.in;
-    Sums sums[rows][blocks];
-    for (int r = 0; r < rows; ++r) {
-      for (int b = 0; b < blocks; ++b) sums[r][b] = zero();
-    }
+    Sums sums[rows][blocks] = {};
     for (std::int64_t i = 0; i < weights.in; i += kDepth) {
       Block part[blocks];
       for (int b = 0; b < blocks; ++b) part[b] = load_block(w + b * bytes + i * kChannels);
@@ -81,7 +77,7 @@ struct Tile8 {
       const float scale = x.scales[row + r];
       const std::int32_t offset = kOffset * x.sums[row + r];
       for (int b = 0; b < blocks; ++b) {
-        const Lanes exact = __builtin_convertvector(words(sums[r][b]) - offset, Lanes);
+        const Lanes exact = to_floats(words(sums[r][b]) - offset);
         const std::int64_t channel = b * kChannels;
         store(y + (row + r) * stride + channel, exact * load(weights.scales + block * kChannels + channel) * scale);
       }
@@ -91,7 +87,7 @@ struct Tile8 {
 
 // The same for weights of 4 bits: the sums of a group are exact, its scales make them floats, groups follow in order.
 struct Tile4 {
-  static constexpr int kMost = kMostSums / 3;  // each sum has its total beside it, each block two halves
+  static constexpr int kMost = kMostGroupSums;
 
   template <int rows, int blocks>
   MGPT_INLINE static void run(const Weights& weights, const Activations& x, std::int64_t block, std::int64_t row,
@@ -102,10 +98,7 @@ struct Tile4 {
     const std::int8_t* a = x.values + row * x.in;
     Lanes totals[rows][blocks] = {};
     for (std::int64_t group = 0; group < groups; ++group) {
-      Sums sums[rows][blocks];
-      for (int r = 0; r < rows; ++r) {
-        for (int b = 0; b < blocks; ++b) sums[r][b] = zero();
-      }
+      GroupSums sums[rows][blocks] = {};
 #pragma GCC unroll 4
       for (std::int64_t eight = 0; eight < kGroup / (2 * kDepth); ++eight) {
         const std::int64_t i = group * kGroup + eight * 2 * kDepth;
@@ -123,7 +116,7 @@ struct Tile4 {
         const Lanes scale = load_brains(scales + (b * groups + group) * kChannels);
         for (int r = 0; r < rows; ++r) {
           const std::int64_t at = (row + r) * groups + group;
-          const Lanes exact = __builtin_convertvector(words(sums[r][b]) - 8 * x.sums[at], Lanes);
+          const Lanes exact = to_floats(words(sums[r][b]) - 8 * x.sums[at]);
           totals[r][b] += exact * (scale * x.scales[at]);
         }
       }
@@ -162,7 +155,9 @@ MGPT_INLINE void all_columns(const Weights& weights, const Activations& x, std::
   if constexpr (Tile::kMost >= 12) {
     for (; block + 3 <= last; block += 3) columns<Tile, 3>(weights, x, block, at(), stride);
   }
-  for (; block + 2 <= last; block += 2) columns<Tile, 2>(weights, x, block, at(), stride);
+  if constexpr (Tile::kMost >= 4) {
+    for (; block + 2 <= last; block += 2) columns<Tile, 2>(weights, x, block, at(), stride);
+  }
   for (; block < last; ++block) columns<Tile, 1>(weights, x, block, at(), stride);
 }
 
@@ -256,7 +251,7 @@ void attend(const HeadCache& cache, const float* query, std::int64_t last, std::
   const Weights keys{cache.keys, cache.key_scales, nullptr, blocks * kChannels, dim};
   all_columns<Tile8>(keys, {bytes, &scale, &query_sum, 1, dim, dim}, 0, blocks, scratch, 0);
   const float temperature = 1.0f / root(static_cast<float>(dim));
-  const Words lane{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const Words lane = numbered();
   Lanes best = all(-__builtin_inff());
   for (std::int64_t token = 0; token <= last; token += kLanes) {
     const auto visible = static_cast<std::int32_t>(last - token < kLanes ? last - token : kLanes);

@@ -1,8 +1,9 @@
 // Products of weights and activations of 8 bits, exact in 32: a sum for each of 16 channels, four inputs at a time.
 //
-//   Sums    16 sums, and zero() of them
-//   Block   the weights of 16 channels and four inputs, as the instruction wants them; Halves: of 4 bits, eight inputs
-//   kOffset what unsigned weights have too much: the sum of the activations times it is to be taken off
+//   Sums       16 sums; GroupSums: of a group's products with weights of 4 bits
+//   Block      the weights of 16 channels and four inputs, as the instruction wants them; Halves: of 4 bits, eight
+//   inputs kOffset    what unsigned weights have too much: the sum of the activations times it is to be taken off
+//   kMostSums  how many stand in registers beside a block; kMostGroupSums: beside halves, with a total for each
 //
 // One definition for each instruction set, as in lanes.h.
 #pragma once
@@ -24,9 +25,6 @@ namespace {  // a copy of its own for each instruction set
 struct Sums {
   __m512i v;
 };
-MGPT_INLINE Sums zero() {
-  return {_mm512_setzero_si512()};
-}
 struct Block {
   __m512i v;
 };
@@ -44,18 +42,16 @@ MGPT_INLINE void accumulate(Sums& acc, const Block& w, std::int32_t a) {
   acc.v = _mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(a));
 }
 MGPT_INLINE Words words(const Sums& acc) {
-  return (Words)acc.v;
+  return {{(WordPart)acc.v}};
 }
-constexpr int kMostSums = 24;
+using GroupSums = Sums;
+constexpr int kMostSums = 24, kMostGroupSums = 8;
 
 #elif defined(MGPT_DOT_VNNI256)
 
 struct Sums {
   __m256i low, high;
 };
-MGPT_INLINE Sums zero() {
-  return {_mm256_setzero_si256(), _mm256_setzero_si256()};
-}
 struct Block {
   __m256i low, high;
 };
@@ -79,11 +75,10 @@ MGPT_INLINE void accumulate(Sums& acc, const Block& w, std::int32_t a) {
   acc.high = _mm256_dpbusd_avx_epi32(acc.high, w.high, four);
 }
 MGPT_INLINE Words words(const Sums& acc) {
-  Words all;
-  std::memcpy(&all, &acc, sizeof all);
-  return all;
+  return {{(WordPart)acc.low, (WordPart)acc.high}};
 }
-constexpr int kMostSums = 4;
+using GroupSums = Sums;
+constexpr int kMostSums = 4, kMostGroupSums = 2;
 
 #elif defined(MGPT_DOT_AVX2)
 
@@ -91,15 +86,8 @@ constexpr int kMostSums = 4;
 struct Sums {
   __m256i v[4];
 };
-MGPT_INLINE Sums zero() {
-  const __m256i none = _mm256_setzero_si256();
-  return {{none, none, none, none}};
-}
 struct Block {
   __m256i v[4];
-};
-struct Halves {
-  Block low, high;
 };
 MGPT_INLINE Block load_block(const std::uint8_t* w) {
   Block block;
@@ -108,38 +96,54 @@ MGPT_INLINE Block load_block(const std::uint8_t* w) {
   }
   return block;
 }
-MGPT_INLINE Halves load_halves(const std::uint8_t* w) {
-  const Block both = load_block(w);
-  const __m256i mask = _mm256_set1_epi16(15);
-  Halves halves;
-  for (int i = 0; i < 4; ++i) {
-    halves.low.v[i] = _mm256_and_si256(both.v[i], mask);
-    halves.high.v[i] = _mm256_srli_epi16(both.v[i], 4);
-  }
-  return halves;
-}
 MGPT_INLINE void accumulate(Sums& acc, const Block& w, std::int32_t a) {
   const __m256i four = _mm256_broadcastq_epi64(_mm_cvtepi8_epi16(_mm_cvtsi32_si128(a)));
   for (int i = 0; i < 4; ++i) acc.v[i] = _mm256_add_epi32(acc.v[i], _mm256_madd_epi16(w.v[i], four));
 }
 MGPT_INLINE Words words(const Sums& acc) {
-  std::int32_t pairs[32];
-  std::memcpy(pairs, &acc, sizeof pairs);
-  Words all{};
-  for (int i = 0; i < kLanes; ++i) all[i] = pairs[2 * i] + pairs[2 * i + 1];
+  Words all;
+  for (int i = 0; i < kParts; ++i) {
+    const __m256i added = _mm256_hadd_epi32(acc.v[2 * i], acc.v[2 * i + 1]);  // channels 0 1 4 5 2 3 6 7
+    all.v[i] = (WordPart)_mm256_permute4x64_epi64(added, 0xD8);
+  }
   return all;
 }
-constexpr int kMostSums = 2;
+// Weights of 4 bits leave room for a whole group in 16 bits: 8 products of two pairs are at most 8 * 2 * 15 * 127.
+static_assert(kGroup / kDepth * 2 * 15 * 127 < 1 << 15);
+struct GroupSums {
+  __m256i v[2];
+};
+struct HalfBlock {
+  __m256i v[2];
+};
+struct Halves {
+  HalfBlock low, high;
+};
+MGPT_INLINE Halves load_halves(const std::uint8_t* w) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  Halves halves;
+  for (int i = 0; i < 2; ++i) {
+    const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w) + i);
+    halves.low.v[i] = _mm256_and_si256(both, mask);
+    halves.high.v[i] = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
+  }
+  return halves;
+}
+MGPT_INLINE void accumulate(GroupSums& acc, const HalfBlock& w, std::int32_t a) {
+  const __m256i four = _mm256_set1_epi32(a);
+  for (int i = 0; i < 2; ++i) acc.v[i] = _mm256_add_epi16(acc.v[i], _mm256_maddubs_epi16(w.v[i], four));
+}
+MGPT_INLINE Words words(const GroupSums& acc) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  return {{(WordPart)_mm256_madd_epi16(acc.v[0], ones), (WordPart)_mm256_madd_epi16(acc.v[1], ones)}};
+}
+constexpr int kMostSums = 2, kMostGroupSums = 2;
 
 #elif defined(__ARM_FEATURE_DOTPROD)
 
 struct Sums {
   int32x4_t v[4];
 };
-MGPT_INLINE Sums zero() {
-  const int32x4_t none = vdupq_n_s32(0);
-  return {{none, none, none, none}};
-}
 // The offset is taken off again here, so the row's sum must not be: see kOffset.
 struct Block {
   int8x16_t v[4];
@@ -170,17 +174,15 @@ MGPT_INLINE Words words(const Sums& acc) {
   std::memcpy(&all, &acc, sizeof all);
   return all;
 }
-constexpr int kMostSums = 4;
+using GroupSums = Sums;
+constexpr int kMostSums = 4, kMostGroupSums = 2;
 #define MGPT_SIGNED_WEIGHTS 1
 
 #else
 
 struct Sums {
-  Words v;
+  std::int32_t v[kChannels];
 };
-MGPT_INLINE Sums zero() {
-  return {Words{}};
-}
 struct Block {
   std::uint8_t w[kChannels * kDepth];
 };
@@ -203,15 +205,18 @@ MGPT_INLINE Halves load_halves(const std::uint8_t* w) {
 MGPT_INLINE void accumulate(Sums& acc, const Block& block, std::int32_t a) {
   std::int8_t four[4];
   std::memcpy(four, &a, sizeof four);
-  for (int i = 0; i < kLanes; ++i) {
+  for (int i = 0; i < kChannels; ++i) {
     const std::uint8_t* w = block.w + 4 * i;
     acc.v[i] += w[0] * four[0] + w[1] * four[1] + w[2] * four[2] + w[3] * four[3];
   }
 }
 MGPT_INLINE Words words(const Sums& acc) {
-  return acc.v;
+  Words all;
+  std::memcpy(&all, &acc, sizeof all);
+  return all;
 }
-constexpr int kMostSums = 4;
+using GroupSums = Sums;
+constexpr int kMostSums = 4, kMostGroupSums = 1;
 
 #endif
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mgpt_edge.runtime._native import KvRows, cpu_features
+from mgpt_edge.runtime._native import KvRows
 from mgpt_edge.runtime.engines.graphs import Graphs, onnxruntime
-from mgpt_edge.runtime.errors import CompatibilityWarning, OutOfMemory
+from mgpt_edge.runtime.errors import OutOfMemory
 from mgpt_edge.runtime.rotary import rotary_tables
 
 if TYPE_CHECKING:
@@ -24,11 +23,6 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.engines.base import Fed, Head
 
 ROWS = 2
-
-
-def may_saturate(features: dict[str, bool]) -> bool:
-    """Whether products of uint8 and int8 are summed in pairs in 16 bits, as on x86 before VNNI."""
-    return not any(features.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8", "neon"))
 
 
 class OrtEngine(Graphs):
@@ -43,12 +37,6 @@ class OrtEngine(Graphs):
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         super().__init__(bundle, threads)
-        if bundle.manifest.engine == "cpu" and bundle.manifest.precision == "int8" and may_saturate(cpu_features()):
-            msg = (
-                "this CPU has no VNNI: its int8 products may saturate and spoil pictures; "
-                "compare with a bundle in fp32 (mgpt export … --precision fp32)"
-            )
-            warnings.warn(msg, CompatibilityWarning, stacklevel=5)
         self.session("decoder")
         self._tables = self._rotary(0)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -224,20 +223,6 @@ def test_no_onnxruntime_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(IncompatibleEngine, match=r"pip install 'mgpt-edge\[cpu\]'"):
         graphs.onnxruntime()
-
-
-@pytest.mark.parametrize(
-    ("features", "expected"),
-    [({"avx2": True}, True), ({"avx2": True, "avx_vnni": True}, False), ({"neon": True}, False), ({}, True)],
-)
-def test_int8_is_doubted_where_it_may_saturate(features, expected, bundle_of, monkeypatch):
-    from mgpt_edge.runtime.engines import ort
-
-    monkeypatch.setattr(ort, "cpu_features", lambda: features)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        mgpt_edge.load(bundle_of("7b", "int8", "cpu").folder)
-    assert any("no VNNI" in str(warning.message) for warning in caught) == expected
 
 
 def test_a_bundle_without_vq_says_so_before_drawing(tmp_path):
