@@ -104,14 +104,14 @@ def load_codes(pictures: Pictures, path: Path, vq: Callable[[], VQGAN]) -> NDArr
     return codes
 
 
-@torch.inference_mode()
 def encode_pictures(model: VQGAN, pixels: NDArray[np.uint8], batch: int = 50) -> NDArray[np.int16]:
     """Pictures [n, height, width, 3] -> codes [n, rows, columns]."""
-    codes, model = [], model.to(memory_format=torch.channels_last)
-    for start in range(0, len(pixels), batch):
-        part = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch]))
-        # Half the time of float32; where two codes are equally near, either teaches the same.
-        with mixed():
+    codes = []
+    model = model.to(memory_format=torch.channels_last)  # outside: weights made in inference mode can't be trained on
+    # In bfloat16 half the time of float32; where two codes are equally near, either teaches the same.
+    with torch.inference_mode(), mixed():
+        for start in range(0, len(pixels), batch):
+            part = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch]))
             codes.append(model.encode_pixels(part).to(torch.int16))
     return torch.cat(codes).numpy()
 

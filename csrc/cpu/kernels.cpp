@@ -66,7 +66,11 @@ struct Tile8 {
     Sums sums[rows][blocks] = {};
     for (std::int64_t i = 0; i < weights.in; i += kDepth) {
       Block part[blocks];
-      for (int b = 0; b < blocks; ++b) part[b] = load_block(w + b * bytes + i * kChannels);
+      for (int b = 0; b < blocks; ++b) {
+        const std::uint8_t* at = w + b * bytes + i * kChannels;
+        if constexpr (kAhead > 0) __builtin_prefetch(at + kAhead);
+        part[b] = load_block(at);
+      }
       for (int r = 0; r < rows; ++r) {
         std::int32_t four;
         std::memcpy(&four, a + r * x.in + i, sizeof four);

@@ -49,6 +49,16 @@ def _installed(name: str) -> bool:
     return True
 
 
+def session_options(threads: int) -> Any:
+    """How graphs are run: on so many threads, and with exact products of bytes everywhere."""
+    options = onnxruntime().SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # x86 before VNNI adds pairs of products in 16 bits, where they saturate; this takes the kernels that don't.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
 class Graphs:
     """A bundle's graphs in ONNX Runtime; each is loaded when first used.
 
@@ -74,12 +84,7 @@ class Graphs:
             IncompatibleEngine: ONNX Runtime refuses it.
         """
         if name not in self._sessions:
-            ort = onnxruntime()
-            options = ort.SessionOptions()
-            options.intra_op_num_threads = self.threads
-            options.log_severity_level = 3
-            # Where pairs of products are summed in 16 bits (x86 before VNNI): the kernels that never saturate.
-            options.add_session_config_entry("session.x64quantprecision", "1")
+            ort, options = onnxruntime(), session_options(self.threads)
             path = self.bundle.path(f"{name}.onnx")
             try:
                 self._sessions[name] = ort.InferenceSession(path, options, providers=list(self.providers))

@@ -10,12 +10,12 @@ import torch
 from transformers import DynamicCache
 from typer.testing import CliRunner
 
-from mgpt_edge.bench import decode, reference, simulate
-from mgpt_edge.bench.ceiling import least
+from mgpt_edge.bench import ceiling, decode, reference, simulate
 from mgpt_edge.bench.random_checkpoint import SHAPES, write_checkpoint
 from mgpt_edge.bench.roofline import DEVICES, PRECISIONS, Decode, Device, device
 from mgpt_edge.cli import app
 from mgpt_edge.export.checkpoint import Checkpoint
+from mgpt_edge.finetune.arithmetic import has_bfloat16
 from mgpt_edge.runtime import memory
 from mgpt_edge.runtime.errors import InvalidRequest
 
@@ -72,7 +72,7 @@ def test_an_estimate_falls_with_bandwidth_and_speculation() -> None:
         assert once[name]["s"] == pytest.approx(2 * twice[name]["s"]) == pytest.approx(2 * fewer[name]["s"])
     # At its whole bandwidth a machine does what `bench ceiling` says is the least.
     whole = simulate.estimates(Device(100, 64, 1.0, "test"), "375m", (512, 512), 1.0, 64)
-    assert whole["int8"]["ms"] == pytest.approx(least(100)["375m"]["int8"]["ms"])
+    assert whole["int8"]["ms"] == pytest.approx(ceiling.least(100)["375m"]["int8"]["ms"])
 
 
 def test_what_does_not_fit_is_said() -> None:
@@ -109,3 +109,14 @@ def test_it_predicts_this_machine(tmp_path: Path) -> None:
     native = dict(decode.ours(case, [("native", "int8")]))[decode.BASE]
     facts = decode.measure(case, {decode.BASE: native}, 15)
     assert facts["native_share"] == pytest.approx(simulate.NATIVE_SHARE, rel=0.2)
+
+
+def test_the_ceiling_of_this_machine(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(ceiling, "BUFFER", 1 << 22)
+    monkeypatch.setattr(ceiling, "MATRIX", 64)
+    ceiling.ceiling(threads=1, as_json=True)
+    facts = json.loads(capsys.readouterr().out)
+    # Where products of bfloat16 are emulated, their rate says nothing about the machine.
+    assert set(facts["tera_operations_s"]) == {"int8", "fp32"} | ({"bf16"} if has_bfloat16() else set())
+    for rates in ("read_gb_s", "copy_gb_s", "tera_operations_s"):
+        assert all(rate > 0 for rate in facts[rates].values())
