@@ -24,6 +24,8 @@ from mgpt_edge.finetune.arithmetic import has_bfloat16
 from mgpt_edge.runtime import memory
 from mgpt_edge.runtime._native import read_bandwidth
 from mgpt_edge.runtime.calibration import machine
+from mgpt_edge.runtime.errors import IncompatibleEngine, OutOfMemory
+from mgpt_edge.runtime.gpu import Gpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 BUFFER = 1 << 29  # bytes; far more than any cache holds
 MATRIX = 2048
 ROUNDS = 5
+GPU_COPIES = 20  # so many at a time that starting them takes no part
 SHOWN = {"375m": (512, 512), "7b": (768, 768)}
 PROMPT = 64
 
@@ -47,6 +50,7 @@ def ceiling(
         **_rates("read_gb_s", {count: partial(read_bandwidth, BUFFER, count, 0.2) for count in counts}),
         **_rates("copy_gb_s", _copies(counts)),
         **_rates("tera_operations_s", _products(cores)),
+        **_of_gpu(),
     }
     read = facts["read_gb_s"]
     facts["codes"] = least(read[cores])
@@ -58,6 +62,8 @@ def ceiling(
         print(f"{count:2} threads   read {read[count]:6.1f} GB/s   copy {facts['copy_gb_s'][count]:6.1f} GB/s")
     for name, rate in facts["tera_operations_s"].items():
         print(f"{name:5} products of {MATRIX}x{MATRIX}   {rate:6.2f} tera-operations/s")
+    if "gpu" in facts:
+        print(f"{facts['gpu']}   copy {facts['gpu_copy_gb_s']:.0f} GB/s, each byte counted once")
     for shape, precisions in facts["codes"].items():
         for name, of in precisions.items():
             print(f"{shape:5} {name:6} at least {of['ms']:8.2f} ms a code, {of['s']:8.2f} s a picture of {of['size']}")
@@ -92,6 +98,24 @@ def _copies(counts: Sequence[int]) -> dict[int, Callable[[], float]]:
         return source.nbytes / _seconds(lambda: list(pool.map(np.copyto, *parts))) / 1e9
 
     return {count: partial(measure, ThreadPoolExecutor(count), count) for count in counts}
+
+
+def _of_gpu() -> dict[str, Any]:
+    """A GPU's name and the GB/s that are copied within its memory; nothing where there is none. Never run on one."""
+    try:
+        gpu = Gpu()
+        source, target = gpu.allocate(BUFFER), gpu.allocate(BUFFER)
+    except (IncompatibleEngine, OutOfMemory):
+        return {}
+
+    def copy() -> None:
+        for _ in range(GPU_COPIES):
+            gpu.copy(source.address, target.address, BUFFER)
+        gpu.wait()
+
+    copy()
+    rates = [GPU_COPIES * BUFFER / _seconds(copy) / 1e9 for _ in range(ROUNDS)]
+    return {"gpu": gpu.name, **summary("gpu_copy_gb_s", rates)}
 
 
 def _products(threads: int) -> dict[str, Callable[[], float]]:

@@ -38,7 +38,8 @@ BUNDLES = {
     ("cpu", "int8"): (Precision(8, 4), "our graph in ONNX Runtime: int8 weights and activations, float32 K/V"),
 }
 """By engine and precision: what it holds its numbers in."""
-BASE = "native, int8"
+BASE_BUNDLE = "native", "int8"
+BASE = ", ".join(BASE_BUNDLE)
 """The side that the others are ratios to."""
 
 
@@ -94,17 +95,19 @@ class Side:
         }
 
 
-def ours(case: Case, bundles: Iterable[tuple[str, str]] = BUNDLES) -> Iterator[tuple[str, Side]]:
-    """Each bundle, and where its engine takes several streams, several of them."""
+def ours(
+    case: Case, bundles: Iterable[tuple[str, str]] = BUNDLES, streams: Sequence[int] = (1, STREAMS)
+) -> Iterator[tuple[str, Side]]:
+    """Each bundle with each number of streams that its engine takes."""
     for name, precision in bundles:
         held, description = BUNDLES[name, precision]
         bundle = export_bundle(case.checkpoint, case.folder / f"{name}-{precision}", precision=precision, engine=name)
         engine = load_engine(bundle, case.threads)
-        for streams in (1, STREAMS):
-            if streams <= engine.most_streams:
-                title = f"{name}, {precision}" + (f", {streams} streams" if streams > 1 else "")
-                step = _step(case, engine, streams)
-                yield title, Side(step=step, precision=held, description=description, streams=streams)
+        for count in streams:
+            if count <= engine.most_streams:
+                title = f"{name}, {precision}" + (f", {count} streams" if count > 1 else "")
+                step = _step(case, engine, count)
+                yield title, Side(step=step, precision=held, description=description, streams=count)
 
 
 def _step(case: Case, engine: Engine, streams: int) -> Step:

@@ -59,6 +59,8 @@ def _ceiling(facts: Any) -> Iterator[Figure]:
         for threads in facts[key]:
             of = {"rate": facts[key][threads], "rate_spread": facts[f"{key}_spread"][threads]}
             yield _figure("ceiling", f"{title}, threads: {threads}", of, "rate", "GB/s", rising=True)
+    if "gpu" in facts:
+        yield _figure("ceiling", f"memory copied, {facts['gpu']}", facts, "gpu_copy_gb_s", "GB/s", rising=True)
     for kind, rate in facts["tera_operations_s"].items():
         of = {"rate": rate, "rate_spread": facts["tera_operations_s_spread"][kind]}
         yield _figure("ceiling", f"{kind} products", of, "rate", "TOPS", rising=True)

@@ -1,14 +1,16 @@
 """What pictures cost: loading, first row, code, picture, with guesses ahead and without; memory; four at a time.
 
-mgpt bench latency [--model BUNDLE] [--size 256x256]... [--pictures N] [--json]
+mgpt bench latency [--model BUNDLE | --shape 375m [--precision int8]] [--size 256x256]... [--pictures N] [--json]
 """
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +24,8 @@ from mgpt_edge.bench.spread import quartiles, summary
 from mgpt_edge.runtime import memory
 from mgpt_edge.runtime._native import read_bandwidth
 from mgpt_edge.runtime.answer import Picture
+from mgpt_edge.runtime.bundle import Bundle
+from mgpt_edge.runtime.errors import InvalidRequest
 from mgpt_edge.runtime.loop import FinishedRow
 
 if TYPE_CHECKING:
@@ -115,18 +119,21 @@ class Way:
 
 def latency(
     model: Annotated[Path | None, typer.Option(help="Bundle; the small model unless given.")] = None,
+    shape: Annotated[str | None, typer.Option(help="Random weights of a shape in a bundle's place: 375m, 7b.")] = None,
+    precision: Annotated[str, typer.Option(help="Of a shape.")] = "int8",
     size: Annotated[list[str] | None, typer.Option(help="WIDTHxHEIGHT, may be repeated; else the usual.")] = None,
     pictures: Annotated[int, typer.Option(min=1)] = 20,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Measure loading and drawing; all sizes and ways take turns, picture by picture, after a warm-up."""
-    facts = _load(model)
-    loaded = mgpt_edge.load(model)
-    sizes = [tuple(map(int, text.split("x"))) for text in size or []] or [(loaded.manifest.pictures.target_size,) * 2]
-    facts |= {"bundle": f"{loaded.manifest.name} {loaded.manifest.precision}", "threads": loaded.engine.threads}
-    facts |= {**_together(loaded, sizes[0], pictures), **_ceiling(loaded, sizes[0])}
-    facts["ways"] = _draw(loaded, sizes, pictures)
-    facts |= _memory(loaded, sizes)
+    if shape is None:
+        facts = _measure(model, size, pictures)
+    elif model is not None:
+        msg = "--model and --shape both say what is measured; give one of them"
+        raise InvalidRequest(msg)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            facts = _measure(_random_bundle(Path(folder), shape, precision), size, pictures)
     if as_json:
         print(json.dumps(facts))
         return
@@ -137,6 +144,26 @@ def latency(
     print("".join(f"{name:>18}" for name in shown))
     for way in facts["ways"]:
         print("".join(f"{way[name]!s:>18}" for name in shown))
+
+
+def _random_bundle(folder: Path, shape: str, precision: str) -> Path:
+    """A bundle of random weights; PyTorch is needed to write it."""
+    from mgpt_edge.bench.random_checkpoint import shape_named, write_checkpoint
+    from mgpt_edge.export.bundle import export_bundle
+    from mgpt_edge.export.checkpoint import Checkpoint
+
+    write_checkpoint(folder / "checkpoint", shape_named(shape))
+    return export_bundle(Checkpoint.open(folder / "checkpoint"), folder / shape, precision=precision).folder
+
+
+def _measure(model: Path | None, size: list[str] | None, pictures: int) -> dict[str, Any]:
+    facts = _load(model)
+    loaded = mgpt_edge.load(model)
+    sizes = [tuple(map(int, text.split("x"))) for text in size or []] or [(loaded.manifest.pictures.target_size,) * 2]
+    facts |= {"bundle": f"{loaded.manifest.name} {loaded.manifest.precision}", "threads": loaded.engine.threads}
+    facts |= {**_together(loaded, sizes[0], pictures), **_ceiling(loaded, sizes[0])}
+    facts["ways"] = _draw(loaded, sizes, pictures)
+    return facts | _memory(loaded.bundle.folder, sizes)
 
 
 def _load(model: Path | None) -> dict[str, Any]:
@@ -194,14 +221,17 @@ def _draw(model: Model, sizes: list[tuple[int, int]], pictures: int) -> list[dic
     return [way.facts() for way in ways]
 
 
-def _memory(model: Model, sizes: list[tuple[int, int]]) -> dict[str, Any]:
-    estimated = max(memory.forecast(model.manifest, size).total_bytes for size in sizes)
-    resident = next(
-        int(line.split()[1]) << 10
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        if line.startswith("VmHWM:")
+def _memory(folder: Path, sizes: list[tuple[int, int]]) -> dict[str, Any]:
+    """The most that a process held which drew one picture of the largest size, beside what was foretold."""
+    width, height = size = max(sizes, key=math.prod)
+    code = (
+        f"import mgpt_edge; model = mgpt_edge.load({str(folder)!r}); model.generate({PROMPT!r}, size={size});"
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM:')))"
     )
+    resident = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout) << 10
+    estimated = memory.forecast(Bundle.peek(folder).manifest, size).total_bytes
     return {
+        "memory_of": f"{width}x{height}",
         "estimate_mib": estimated >> 20,
         "peak_resident_mib": resident >> 20,
         "above_estimate_mib": (resident - estimated) >> 20,

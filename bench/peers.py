@@ -22,8 +22,8 @@ from typing import Annotated
 import typer
 
 from mgpt_edge.bench.decode import Case, Side, measure, ours
-from mgpt_edge.bench.random_checkpoint import SHAPES, write_checkpoint
-from mgpt_edge.bench.roofline import Precision
+from mgpt_edge.bench.random_checkpoint import shape_named, write_checkpoint
+from mgpt_edge.bench.roofline import Decode, Precision
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.runtime import memory
 
@@ -83,7 +83,7 @@ def peers(
     """Measure a guided step of every side."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_checkpoint(folder / "checkpoint", SHAPES[shape], vq=False)
+        write_checkpoint(folder / "checkpoint", shape_named(shape), vq=False)
         checkpoint = Checkpoint.open(folder / "checkpoint")
         cores = threads or memory.physical_cores()
         case = Case(checkpoint=checkpoint, folder=folder, context=context, threads=cores)
@@ -106,6 +106,10 @@ def peers(
 
 def _set_up(case: Case, peer: Peer) -> Side | str:
     """The side once it has drawn a code; where it does not, why."""
+    needed = Decode(case.checkpoint.config, case.checkpoint.vocabulary.codes, peer.precision).held_bytes(case.context)
+    free = memory.available_bytes()
+    if needed > free:
+        return f"it needs {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are free"
     try:
         step = import_module(f"mgpt_edge.bench.{peer.module}").step(case, peer.setting)
         step()

@@ -66,7 +66,7 @@ def plots(results: Results) -> Iterator[tuple[str, str, str]]:
 
 
 ROOFLINE = (
-    "Guided codes of a random model. The slope is memory's speed, the levels are PyTorch's matrix products. "
+    "Guided codes of a random model. The slope is memory's speed, the levels are matrix products. "
     "Operations and bytes are counted, the time is measured; only what stays in the caches can be above the slope."
 )
 LATENCY = "Median, and the middle half of the pictures as a bar."
@@ -92,6 +92,9 @@ def _drawn(draw: Callable[[Axes], None], height: float = 3.6) -> str:
     for color, variable in VARIABLES.items():
         text = text.replace(color, f"var({variable})")
     return text
+
+
+THREAD = {"arrowstyle": "-", "color": QUIET, "linewidth": 0.6}
 
 
 def _roofline(axes: Axes, ceiling: Any, peers: Any) -> None:
@@ -159,12 +162,16 @@ def _quality(axes: Axes, precisions: Any) -> None:
         ]
         places = [line["code_ms"] for line in timed]
         axes.errorbar(places, values, spread, fmt="o", color=color, label=kind, elinewidth=1.2)
-    for line in timed:
-        name = f"{line['engine']} {line['precision']}"
-        axes.annotate(name, (line["code_ms"], 2), ha="center", rotation=90, color=QUIET, fontsize=9)
-    axes.set(xlabel="milliseconds a code", ylabel="% as asked", ylim=(0, 105))
-    axes.set_xlim(0, 1.15 * max(line["code_ms"] for line in timed))
-    axes.legend(loc="lower right")
+    most = 1.1 * max(line["code_ms"] for line in timed)
+    least = 0.0
+    for line in sorted(timed, key=lambda line: line["code_ms"]):
+        name, place = f"{line['engine']} {line['precision']}", line["code_ms"]
+        least = max(place, least + most / 28)  # names stand side by side, each with a line to its place
+        axes.annotate(
+            name, (place, 0), (least, 6), ha="center", rotation=90, color=QUIET, fontsize=9, arrowprops=THREAD
+        )
+    axes.set(xlabel="milliseconds a code", ylabel="% as asked", ylim=(0, 105), xlim=(0, most))
+    axes.figure.legend(loc="outside lower left", ncols=3)
 
 
 def _line(axes: Axes, places: list[float], ways: list[Any], key: str, **look: str) -> None:

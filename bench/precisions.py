@@ -1,6 +1,6 @@
 """Precisions and engines on a checkpoint of the small world: distance from float32, fidelity, size, speed.
 
-mgpt bench precisions CHECKPOINT [--count 100] [--all] [--json]
+mgpt bench precisions [CHECKPOINT] [--count 100] [--all] [--json]
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from mgpt_edge.finetune import scores
 from mgpt_edge.finetune.draw import Sampling
 from mgpt_edge.finetune.examples import write_examples
 from mgpt_edge.finetune.judge import Judge
+from mgpt_edge.runtime.bundle import default_bundle
 from mgpt_edge.runtime.engines import missing
 from mgpt_edge.runtime.errors import InvalidRequest
 from mgpt_edge.runtime.model import Model
@@ -67,7 +68,7 @@ class Line:
 
 
 def precisions(
-    checkpoint: Annotated[Path, typer.Argument(help="The small checkpoint, or another of its world.")],
+    checkpoint: Annotated[Path | None, typer.Argument(help="Of the small model's world; itself unless given.")] = None,
     judge: Annotated[Path | None, typer.Option(help="Weights of the judge; those beside the checkpoint.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Pictures behind each share.")] = 100,
     everything: Annotated[
@@ -76,6 +77,7 @@ def precisions(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Print a line for each engine and precision that runs here."""
+    checkpoint = checkpoint or default_bundle().parent
     weights = judge or checkpoint / "judge.safetensors"
     if not weights.is_file():
         msg = f"there is no {weights}; say where the judge's weights are: --judge FILE (make mini writes them)"

@@ -49,6 +49,8 @@ def published(found: Results, readme: str) -> dict[Path, str]:
     Raises:
         InvalidRequest: the README has a section for something that was not measured.
     """
+    card = found.machine
+    measured = f"{card['processor']}, {card['cores']} cores, {found.date[:10]}; [all of it]({PAGE}):"
 
     def section(match: re.Match[str]) -> str:
         part = match["part"]
@@ -58,13 +60,12 @@ def published(found: Results, readme: str) -> dict[Path, str]:
                 f"{README} has figures of {part}, and the report has none: {found.problems.get(part, 'it did not run')}"
             )
             raise InvalidRequest(msg)
-        return match[1] + "\n".join(("", *WRITERS[part](facts), "", match[3]))
+        return match[1] + "\n".join(("", measured, "", *WRITERS[part](facts), "", match[3]))
 
     return {PAGE: markdown(found), README: SECTION.sub(section, readme)}
 
 
 def _peers(facts: Any) -> Iterator[str]:
-    yield f"{facts['shape']}, two rows, {facts['context']} tokens behind each, {facts['threads']} threads:\n"
     yield "| | ms | beside `native`, int8 |\n|---|--:|--:|"
     for name, side in facts["sides"].items():
         yield f"| {name} | {number(side['ms'], 3)} | {number(side['times_native'], 3)} x |"

@@ -6,6 +6,7 @@ python -m mgpt_edge.bench.random_checkpoint --shape 7b -o FOLDER
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import math
 import struct
@@ -31,6 +32,7 @@ from mgpt_edge.export.defaults import TASKS
 from mgpt_edge.export.tokenizer import BOS
 from mgpt_edge.export.vqfiles import vq_shapes
 from mgpt_edge.export.vqgan import CHAMELEON, MOVQGAN_270M, VQConfig
+from mgpt_edge.runtime.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -89,11 +91,25 @@ SHAPES = {
         target_size=512,
     ),
     "375m": Shape(decoder=decoder(1024, 24, 16, 2816, 65536), vq=CHAMELEON, target_size=512),
+    "probe": Shape(decoder=decoder(1024, 6, 16, 2816, 16384), vq=CHAMELEON, target_size=512),
     "tiny": Shape(decoder=decoder(64, 2, 4, 160, 512), vq=SMALL_VQ, target_size=128),
     "2.0-7b": Shape(decoder=decoder(4096, 32, 32, 11008, 171385), vq=MOVQGAN_270M, target_size=768),
     "2.0-2b": Shape(decoder=decoder(2048, 32, 32, 8192, 171385), vq=MOVQGAN_270M, target_size=768),
     "2.0-tiny": Shape(decoder=decoder(64, 2, 4, 160, 512), vq=SMALL_MOVQ, target_size=128),
 }
+
+
+def shape_named(name: str) -> Shape:
+    """The shape of this name.
+
+    Raises:
+        InvalidRequest: there is none; names the nearest.
+    """
+    if name not in SHAPES:
+        near = difflib.get_close_matches(name, SHAPES, 1, cutoff=0)[0]
+        msg = f"there is no shape {name!r}, did you mean {near}? There are {', '.join(SHAPES)}"
+        raise InvalidRequest(msg)
+    return SHAPES[name]
 
 
 def quiet(*_: int) -> None:

@@ -115,7 +115,7 @@ def _measure(part: str, model: Path | None, folder: Path, *, full: bool) -> dict
     arguments = [part, *PARTS[part][full].split()]
     if model is not None and part in OF_A_BUNDLE:
         arguments += ["--model", str(model)]
-    if part == "precisions":
+    if model is not None and part == "precisions":
         arguments.insert(1, str(folder.parent))
     if part == "latency":
         for width, height in Bundle.peek(folder).manifest.pictures.trained_sizes:

@@ -1,25 +1,29 @@
 """Seconds a picture on a machine that is not at hand: an estimate from bytes and bandwidth, never a measurement.
 
 A guided code reads every weight and both rows' K/V once. Left out: the prompt's pass, the VQ decoder, everything
-outside the passes. `--device here` takes this machine's bandwidth, measured now, and the share of it that the native
-engine reached.
+outside the passes. `--device here` takes this machine's bandwidth and the share of it that the native engine reaches
+with a smaller model, both measured now.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mgpt_edge.bench.random_checkpoint import SHAPES
+from mgpt_edge.bench.decode import BASE_BUNDLE, Case, measure, ours
+from mgpt_edge.bench.random_checkpoint import SHAPES, shape_named, write_checkpoint
 from mgpt_edge.bench.roofline import PRECISIONS, Decode, Device, device
 from mgpt_edge.cli.drawing import parse_size
+from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.runtime import memory
-from mgpt_edge.runtime._native import read_bandwidth
 
 HERE = "here"
-NATIVE_SHARE = 0.88  # of the bandwidth in the same minute: 375m, context 600, two AMD cores (docs/decisions.md)
+PROBE = "probe"
+"""Shape of the smaller model: more bytes than caches hold, written and exported within seconds."""
 MEMORY_FOR_THE_REST = 1.5  # GiB: system, VQ decoder, workspaces
 
 
@@ -32,7 +36,7 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Estimate a picture in every precision."""
-    target = SHAPES[shape].target_size
+    target = shape_named(shape).target_size
     pixels = parse_size(size) if size else (target, target)
     machine = here() if name == HERE else device(name)
     facts = estimates(machine, shape, pixels, saved, prompt)
@@ -61,7 +65,12 @@ def estimates(machine: Device, shape: str, size: tuple[int, int], saved: float, 
 
 
 def here() -> Device:
-    """This machine, its bandwidth measured now."""
-    threads = memory.physical_cores()
-    gb_s = read_bandwidth(1 << 29, threads, 0.5)
-    return Device(gb_s, memory.available_bytes() / 2**30, NATIVE_SHARE, "the native engine's, measured once")
+    """This machine, its bandwidth and what the native engine makes of it measured now."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_checkpoint(folder / "checkpoint", SHAPES[PROBE], vq=False)
+        threads = memory.physical_cores()
+        case = Case(checkpoint=Checkpoint.open(folder / "checkpoint"), folder=folder, context=128, threads=threads)
+        facts = measure(case, dict(ours(case, [BASE_BUNDLE], streams=[1])), 15)
+    free = memory.available_bytes() / 2**30
+    return Device(facts["read_gb_s"], free, facts["native_share"], "the native engine's with a smaller model, now")

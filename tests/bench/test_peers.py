@@ -17,6 +17,8 @@ from mgpt_edge.bench.random_checkpoint import SHAPES, write_checkpoint
 from mgpt_edge.bench.roofline import Decode
 from mgpt_edge.cli import app
 from mgpt_edge.export.checkpoint import Checkpoint
+from mgpt_edge.runtime import memory
+from mgpt_edge.runtime.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,6 +62,18 @@ def test_a_peer_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(facts["sides"]) == {STATIC, "native, int8", "native, int8, 4 streams"}
     said = measured(monkeypatch, [FAMILY]).splitlines()
     assert f"{FAMILY:28} not measured: RuntimeError: out of luck" in said
+
+
+def test_a_peer_that_memory_does_not_hold_is_named(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = Decode(case.checkpoint.config, case.checkpoint.vocabulary.codes, PEERS[FAMILY].precision).held_bytes(40)
+    monkeypatch.setattr(memory, "available_bytes", lambda: int(needed) - 1)
+    assert "GiB of memory, 0.0 are free" in peers._set_up(case, PEERS[FAMILY])
+
+
+def test_an_unknown_shape_gets_the_nearest_name() -> None:
+    run = CliRunner().invoke(app, ["bench", "peers", "--shape", "357m"])
+    assert isinstance(run.exception, InvalidRequest)
+    assert "did you mean 375m" in str(run.exception)
 
 
 def test_a_pass_a_row_reads_the_weights_twice(case: Case) -> None:
