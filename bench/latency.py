@@ -94,7 +94,7 @@ class Way:
                 self.vq.append(event.seconds)
         self.picture.append(time.perf_counter() - started)
         self.first_row.append(first)
-        self.passes.append(passes)
+        self.passes.append(passes + 1)  # and the prompt's, which the first code comes out of
         self.outside.append(self.picture[-1] - self.vq[-1] - sum(timer.seconds for timer in timers))
 
     def facts(self) -> dict[str, Any]:
