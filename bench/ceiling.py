@@ -83,7 +83,7 @@ def least(gb_s: float) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _rates(name: str, kinds: Mapping[Any, Callable[[], float]]) -> dict[str, dict[Any, Any]]:
-    """By kind, under `name` the median of what it measures, and under `name_spread` the middle half."""
+    """By kind, under `name` the median of what it measures, and under `name_spread` nine tenths."""
     found = {kind: summary(name, [measure() for _ in range(ROUNDS)]) for kind, measure in kinds.items()}
     return {key: {kind: of[key] for kind, of in found.items()} for key in (name, f"{name}_spread")}
 

@@ -23,7 +23,7 @@ class Figure:
         name: what it is of.
         value: the median.
         unit: of the value.
-        spread: the middle half of the measurements, or a share's 95 % interval; None where there was one measurement.
+        spread: that of nine tenths of the measurements, or a share's 95 % interval; None where there was one.
         rising: whether more is better.
     """
 

@@ -20,7 +20,7 @@ import numpy as np
 import typer
 
 import mgpt_edge
-from mgpt_edge.bench.spread import quartiles, summary
+from mgpt_edge.bench.spread import nine_tenths, summary
 from mgpt_edge.runtime import memory
 from mgpt_edge.runtime._native import read_bandwidth
 from mgpt_edge.runtime.answer import Picture
@@ -111,7 +111,7 @@ class Way:
             **summary("first_row_s", self.first_row[1:], 4),
             **summary("code_ms", [1e3 * seconds / self.codes for seconds in decoding], 3),
             "codes_a_pass": round(self.codes / statistics.mean(self.passes[1:]), 2),
-            "codes_a_pass_spread": quartiles(codes_a_pass),
+            "codes_a_pass_spread": nine_tenths(codes_a_pass),
             **summary("vq_decoder_s", self.vq[1:], 4),
             **summary("outside_us_a_code", [1e6 * seconds / self.codes for seconds in outside], 1),
         }

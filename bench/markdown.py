@@ -31,7 +31,7 @@ def _lines(results: Results) -> Iterator[str]:
     yield "| | |\n|---|---|"
     for name, value in (results.machine | results.versions).items():
         yield f"| {name} | {_cell(str(value))} |"
-    yield "\nMedians; the spread is the middle half of the measurements, of a share its 95 % interval.\n"
+    yield "\nMedians; the spread is that of nine tenths of the measurements, of a share its 95 % interval.\n"
     yield "| part | what | | | spread |\n|---|---|--:|---|---|"
     for figure in results.figures:
         name = _cell(figure.name)

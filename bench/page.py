@@ -96,7 +96,7 @@ def _pictures(results: Results) -> Iterator[str]:
 
 def _figures(results: Results) -> Iterator[str]:
     yield "<section>\n<h2>All figures</h2>"
-    yield '<p class="quiet">Medians, and the middle half of the measurements; of a share, its 95 % interval.</p>'
+    yield '<p class="quiet">Medians, and nine tenths of the measurements; of a share, its 95 % interval.</p>'
     for part, group in groupby(results.figures, lambda figure: figure.part):
         rows = [
             (escape(of.name), f"{number(of.value)} {escape(of.unit)}", spread(of) or "measured once") for of in group

@@ -69,8 +69,8 @@ ROOFLINE = (
     "Guided codes of a random model. The slope is memory's speed, the levels are matrix products. "
     "Operations and bytes are counted, the time is measured; only what stays in the caches can be above the slope."
 )
-LATENCY = "Median, and the middle half of the pictures as a bar."
-PASSES = "Codes that a pass yields with so many guesses ahead: more is fewer passes. Mean, and middle half."
+LATENCY = "Median, and nine tenths of the pictures as a bar."
+PASSES = "Codes that a pass yields with so many guesses ahead: more is fewer passes. Mean, and nine tenths."
 QUALITY = (
     "How often a picture shows what was asked, with its 95 % interval, against the time of a code; of each engine and "
     "precision that runs here."
@@ -175,7 +175,7 @@ def _quality(axes: Axes, precisions: Any) -> None:
 
 
 def _line(axes: Axes, places: list[float], ways: list[Any], key: str, **look: str) -> None:
-    """Measured values with their middle half."""
+    """Measured values with nine tenths of what was measured."""
     values = [way[key] for way in ways]
     edges = [way[f"{key}_spread"] for way in ways]
     below = [max(0.0, value - low) for value, (low, _) in zip(values, edges, strict=True)]

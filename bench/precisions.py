@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.engines.base import Head
 
 RECORDS = 48  # conversations, of each task some
-TIMED = 5
+TIMED = 15
 SAME_LINEARS = {"tensorrt": "rtx", "tensorrt10": "rtx"}
 """Engines whose linears are another's: it stands for them."""
 
@@ -55,7 +55,7 @@ class Line:
         shares: of pictures that show what was asked.
         code_ms: a code of a guided picture of the usual size, everything included; None where the engine does not run
             here and PyTorch computed its linears.
-        code_ms_spread: its middle half.
+        code_ms_spread: of nine tenths of the pictures.
     """
 
     engine: str
@@ -91,6 +91,8 @@ def precisions(
                 lines.append(table.line(engine, precision))
                 if precision == "int4":
                     lines.append(table.line(engine, precision, gptq=True))
+        console.print("times" + " " * 20, end="\r")
+        lines = table.timed(lines)
     if as_json:
         print(json.dumps([asdict(line) for line in lines]))
         return
@@ -108,6 +110,7 @@ class Table:
             read_conversations(checkpoint, write_examples(folder / split, RECORDS, side, split), RECORDS)
             for split in ("train", "validation")
         )
+        self.models: list[Model | None] = []  # of each line, where it runs here
         self.measured = [sample.tokens for sample in measured]
         self.statistics = collect(checkpoint, self.measured, folder / "statistics")
         self.followed: list[Conversation] = [(sample.tokens, sample.learnt) for sample in followed]
@@ -120,6 +123,7 @@ class Table:
         ran = _runs(engine)
         other = None if ran else EagerEngine(weights, precision, engine, statistics)
         model = Model(bundle, engine=other)
+        self.models.append(model if ran else None)
         usual, size = bundle.manifest.defaults, (bundle.manifest.pictures.target_size,) * 2
         sampling = Sampling(usual.guidance, usual.top_k, usual.temperature)
         return Line(
@@ -128,8 +132,19 @@ class Table:
             megabytes=bundle.manifest.weight_bytes / 1e6,
             agreement=agreement(self.checkpoint, model.engine, self.followed),
             shares=dict(scores.drawing(BundleArtist(model), self.judge, [size], self.count, sampling)),
-            **(summary("code_ms", _milliseconds(model, size)) if ran else {}),
         )
+
+    def timed(self, lines: list[Line]) -> list[Line]:
+        """The lines with their times; all take turns, picture by picture."""
+        milliseconds: dict[int, list[float]] = {}
+        for seed in range(TIMED + 1):  # the first is to warm up
+            for index, model in enumerate(self.models):
+                if model is not None:
+                    milliseconds.setdefault(index, []).append(_code_ms(model, seed))
+        return [
+            replace(line, **summary("code_ms", milliseconds[index][1:])) if index in milliseconds else line
+            for index, line in enumerate(lines)
+        ]
 
     def _rounded(self, engine: str) -> Checkpoint:
         folder = self.folder / f"gptq-{engine}"
@@ -142,14 +157,12 @@ def _runs(engine: str) -> bool:
     return engine in {"native", "cpu", "cuda"} and missing(engine) is None
 
 
-def _milliseconds(model: Model, size: tuple[int, int]) -> list[float]:
-    """Of a code, for each of some pictures."""
-    layout, seconds = model.layout(size), []
-    for seed in range(TIMED + 1):  # the first is to warm up
-        started = time.perf_counter()
-        model.generate("a red sphere on a gray floor", seed=seed, size=size)
-        seconds.append(time.perf_counter() - started)
-    return [1e3 * each / (layout.rows * layout.columns) for each in seconds[1:]]
+def _code_ms(model: Model, seed: int) -> float:
+    """Of a code of one guided picture."""
+    size = (model.manifest.pictures.target_size,) * 2
+    layout, started = model.layout(size), time.perf_counter()
+    model.generate("a red sphere on a gray floor", seed=seed, size=size)
+    return 1e3 * (time.perf_counter() - started) / (layout.rows * layout.columns)
 
 
 def _text(line: Line) -> str:

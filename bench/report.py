@@ -28,6 +28,9 @@ from mgpt_edge.cli.drawing import Interrupted
 from mgpt_edge.runtime.bundle import Bundle, default_bundle, write_atomically
 from mgpt_edge.runtime.errors import InvalidRequest, MgptError
 
+DRIFTING = ("ceiling", "latency", "speculation", "sampler", "chat")
+"""Measured three times, minutes apart: a machine's speed drifts, which repeats in a row don't show."""
+SCHEDULE = (*DRIFTING, "peers", *DRIFTING, "quality", "precisions", *DRIFTING)
 PARTS: dict[str, tuple[str, str]] = {
     "ceiling": ("", ""),
     "peers": ("--rounds 9", "--rounds 31"),
@@ -38,7 +41,7 @@ PARTS: dict[str, tuple[str, str]] = {
     "quality": ("--count 40", "--count 400"),
     "precisions": ("--count 40", "--count 400 --all"),
 }
-"""What runs, in order, and its settings: usually, and with --full."""
+"""Settings of each: usually, and with --full."""
 OF_A_BUNDLE = ("latency", "speculation", "chat", "quality")
 JUDGED = ("quality", "precisions")
 PROMPTS = (
@@ -60,12 +63,13 @@ def report(
     folder = model or default_bundle()
     found = _begun(output, folder, _command(output, model, full=full), full=full)
     try:
-        for number, part in enumerate(PARTS, start=1):
-            _say(f"{number}/{len(PARTS)} {part}", end=" ")
-            if found.facts(part) is not None:
+        for number, part in enumerate(SCHEDULE, start=1):
+            _say(f"{number}/{len(SCHEDULE)} {part}", end=" ")
+            if len(found.runs(part)) >= SCHEDULE[:number].count(part):
                 _say("was measured before")
                 continue
-            found.parts[part] = entry = _measure(part, model, folder, full=full)
+            entry = _measure(part, model, folder, full=full)
+            found.add(part, entry)
             _say(entry.get("problem", f"{entry['seconds']} s"))
             found.save(output / "report.json")
         _finish(found, model)

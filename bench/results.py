@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from mgpt_edge.bench.figures import figures
+from mgpt_edge.bench.spread import joined
 from mgpt_edge.runtime import memory
 from mgpt_edge.runtime.bundle import write_atomically
 from mgpt_edge.runtime.calibration import machine
@@ -36,7 +37,8 @@ class Results:
         settings: of the report; a stopped one goes on with the same only.
         command: repeats it.
         date: on which it began, UTC.
-        parts: by bench, its `command` and `seconds`, and either its `facts` or the `problem` that there was.
+        parts: by bench, its `command` and `seconds`, and either the `facts` of each of its `runs` and of all together,
+            or the `problem` that there was.
         pictures: `prompt`, `seed`, and the PNG in base64.
         estimates: for other devices, and what they assume; measured nowhere.
         schema: of the file.
@@ -62,6 +64,18 @@ class Results:
     def facts(self, part: str) -> Any:
         """What a bench printed; None where it did not run."""
         return self.parts.get(part, {}).get("facts")
+
+    def runs(self, part: str) -> list[Any]:
+        """What a bench printed, each time that it ran."""
+        return list(self.parts.get(part, {}).get("runs", []))
+
+    def add(self, part: str, entry: dict[str, Any]) -> None:
+        """One run more; a problem is kept only where no run had facts."""
+        if "facts" in entry:
+            runs = [*self.runs(part), entry["facts"]]
+            self.parts[part] = {**entry, "runs": runs, "facts": joined(runs)}
+        elif not self.runs(part):
+            self.parts[part] = entry
 
     @property
     def problems(self) -> dict[str, str]:

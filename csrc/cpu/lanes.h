@@ -175,11 +175,11 @@ MGPT_INLINE Lanes load_brains(const std::uint16_t* from) {
   return {{(FloatPart)vshll_n_u16(vget_low_u16(low), 16), (FloatPart)vshll_n_u16(vget_high_u16(low), 16),
            (FloatPart)vshll_n_u16(vget_low_u16(high), 16), (FloatPart)vshll_n_u16(vget_high_u16(high), 16)}};
 #else
-  Words x{};
-  for (int i = 0; i < kLanes; ++i) {
-    x.v[i / 4][i % 4] = static_cast<std::int32_t>(static_cast<std::uint32_t>(from[i]) << 16);
-  }
-  return as_lanes(x);
+  std::uint32_t words[kLanes];
+  for (int i = 0; i < kLanes; ++i) words[i] = static_cast<std::uint32_t>(from[i]) << 16;
+  Lanes x;
+  std::memcpy(&x, words, sizeof x);
+  return x;
 #endif
 }
 
