@@ -81,6 +81,8 @@ def _latency(facts: Any) -> Iterator[Figure]:
         yield _figure("latency", f"{case}: its first row", way, "first_row_s", "s")
         yield _figure("latency", f"{case}: a code", way, "code_ms", "ms")
         yield _figure("latency", f"{case}: outside passes, a code", way, "outside_us_a_code", "µs")
+        if "picture_j" in way:
+            yield _figure("latency", f"{case}: energy of a picture", way, "picture_j", "J")
     yield _figure("latency", "pictures a second, 4 at a time", facts, "count_4_throughput_x", "x", rising=True)
     yield Figure("latency", "peak memory", facts["peak_resident_mib"], "MiB", None)
 

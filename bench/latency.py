@@ -1,4 +1,5 @@
-"""What pictures cost: loading, first row, code, picture, with guesses ahead and without; memory; four at a time.
+"""What pictures cost: loading, first row, code, picture, with guesses ahead and without; memory; four at a time; energy
+where the processor reports it.
 
 mgpt bench latency [--model BUNDLE | --shape 375m [--precision int8]] [--size 256x256]... [--pictures N] [--json]
 """
@@ -20,6 +21,7 @@ import numpy as np
 import typer
 
 import mgpt_edge
+from mgpt_edge.bench.energy import Meter
 from mgpt_edge.bench.spread import nine_tenths, summary
 from mgpt_edge.runtime import memory
 from mgpt_edge.runtime._native import read_bandwidth
@@ -80,11 +82,13 @@ class Way:
     vq: list[float] = field(default_factory=list)
     outside: list[float] = field(default_factory=list)  # neither in a pass nor in the VQ decoder
     passes: list[int] = field(default_factory=list)
+    joules: list[float] = field(default_factory=list)  # empty where nothing reports them
 
-    def draw(self, model: Model, timers: list[Timed], seed: int) -> None:
+    def draw(self, model: Model, timers: list[Timed], meter: Meter, seed: int) -> None:
         """One picture more."""
         for timer in timers:
             timer.seconds = 0.0
+        counted = meter.read()
         started, first, passes = time.perf_counter(), 0.0, 0
         for event in model.draw(replace(self.request, seed=seed)):
             if isinstance(event, FinishedRow):
@@ -93,6 +97,8 @@ class Way:
             elif isinstance(event, Picture):
                 self.vq.append(event.seconds)
         self.picture.append(time.perf_counter() - started)
+        if meter:
+            self.joules.append(meter.joules(counted))
         self.first_row.append(first)
         self.passes.append(passes + 1)  # and the prompt's, which the first code comes out of
         self.outside.append(self.picture[-1] - self.vq[-1] - sum(timer.seconds for timer in timers))
@@ -114,6 +120,7 @@ class Way:
             "codes_a_pass_spread": nine_tenths(codes_a_pass),
             **summary("vq_decoder_s", self.vq[1:], 4),
             **summary("outside_us_a_code", [1e6 * seconds / self.codes for seconds in outside], 1),
+            **(summary("picture_j", self.joules[1:], 3) if self.joules else {}),
         }
 
 
@@ -214,10 +221,10 @@ def _draw(model: Model, sizes: list[tuple[int, int]], pictures: int) -> list[dic
         for speculate in SPECULATE:
             request = model.request(PROMPT, size=size, seed=0, speculate=speculate)
             ways.append(Way(request, layout.rows * layout.columns))
-    timers = time_passes(model.engine)
+    timers, meter = time_passes(model.engine), Meter()
     for seed in range(pictures + 1):
         for way in ways:
-            way.draw(model, timers, seed)
+            way.draw(model, timers, meter, seed)
     return [way.facts() for way in ways]
 
 

@@ -1,6 +1,6 @@
 """How well a bundle of the small model does what it is asked: the figures of its card, through the runtime.
 
-mgpt bench quality [--model BUNDLE] [--judge FILE] [--count 200] [--json]
+mgpt bench quality [--model BUNDLE] [--judge FILE] [--count 200] [--speculate 16 --approximate 4] [--json]
 """
 
 from __future__ import annotations
@@ -44,9 +44,11 @@ LONGEST_ANSWER = 60  # tokens
 
 @dataclass(frozen=True, slots=True)
 class BundleArtist:
-    """A loaded bundle as `finetune.fidelity.Artist`."""
+    """A loaded bundle as `finetune.fidelity.Artist`; it guesses ahead as a `Request` says."""
 
     model: Model
+    speculate: int | str = "off"
+    approximate: int = 1
 
     def paint(self, prompts: list[str], width: int, height: int, sampling: Sampling, seed: int) -> NDArray[np.uint8]:
         text = TEMPLATES["text-to-image"]
@@ -84,6 +86,8 @@ class BundleArtist:
             top_k=sampling.top_k,
             text_top_k=1,
             temperature=sampling.temperature,
+            speculate=self.speculate,
+            approximate=self.approximate,
         )
         return Job(request, [vocabulary.bos, *said, *vocabulary.turn_end], form)
 
@@ -120,6 +124,8 @@ def quality(
     model: Annotated[Path | None, typer.Option(help="Bundle; the small model unless given.")] = None,
     judge: Annotated[Path | None, typer.Option(help="Weights of the judge; those beside the bundle.")] = None,
     count: Annotated[int, typer.Option(min=1, max=SHARD, help="Requests behind each figure.")] = 200,
+    speculate: Annotated[int | None, typer.Option(min=1, help="Codes guessed ahead; no picture changes.")] = None,
+    approximate: Annotated[int, typer.Option(min=1, help="Keep guesses among so many best: pictures change.")] = 1,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Print every figure of the card, with 95 % confidence intervals."""
@@ -129,7 +135,7 @@ def quality(
         msg = f"there is no {weights}; say where the judge's weights are: --judge FILE (make mini writes them)"
         raise InvalidRequest(msg)
     loaded, reader = mgpt_edge.load(folder), Judge.load(weights)
-    artist, manifest = BundleArtist(loaded), loaded.manifest
+    artist, manifest = BundleArtist(loaded, speculate or "off", approximate), loaded.manifest
     usual = manifest.tasks["text-to-image"]
     sampling = Sampling(usual.guidance, usual.top_k, usual.temperature)
     side = manifest.pictures.target_size
