@@ -159,8 +159,8 @@ def _random_bundle(folder: Path, shape: str, precision: str) -> Path:
     from mgpt_edge.export.bundle import export_bundle
     from mgpt_edge.export.checkpoint import Checkpoint
 
-    write_checkpoint(folder / "checkpoint", shape_named(shape))
-    return export_bundle(Checkpoint.open(folder / "checkpoint"), folder / shape, precision=precision).folder
+    write_checkpoint(folder / shape, shape_named(shape))  # a bundle is named as its checkpoint
+    return export_bundle(Checkpoint.open(folder / shape), folder / "bundle", precision=precision).folder
 
 
 def _measure(model: Path | None, size: list[str] | None, pictures: int) -> dict[str, Any]:
