@@ -96,7 +96,7 @@ class BundleArtist:
         capacities = max(job.capacities[0] for job in jobs), max(job.capacities[1] for job in jobs)
         rows = self.model.engine.open(capacities, min(len(jobs), self.model.engine.most_streams))
         found: dict[int, list[int]] = {}
-        for step in decode(rows, jobs):
+        for step in decode(rows, jobs, self.model.window(jobs[0].request, rows.streams)):
             if isinstance(step, End):
                 found[step.answer] = list(step.tokens)
         return [found[number] for number in range(len(jobs))]
