@@ -6,7 +6,6 @@ python -m mgpt_edge.bench.random_checkpoint --shape 7b -o FOLDER
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import math
 import struct
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
+from mgpt_edge.bench.names import named
 from mgpt_edge.bench.random_tokenizer import (
     FAMILY_RESERVED,
     QWEN_GRIDS,
@@ -32,7 +32,6 @@ from mgpt_edge.export.defaults import TASKS
 from mgpt_edge.export.tokenizer import BOS
 from mgpt_edge.export.vqfiles import vq_shapes
 from mgpt_edge.export.vqgan import CHAMELEON, MOVQGAN_270M, VQConfig
-from mgpt_edge.runtime.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -100,16 +99,8 @@ SHAPES = {
 
 
 def shape_named(name: str) -> Shape:
-    """The shape of this name.
-
-    Raises:
-        InvalidRequest: there is none; names the nearest.
-    """
-    if name not in SHAPES:
-        near = difflib.get_close_matches(name, SHAPES, 1, cutoff=0)[0]
-        msg = f"there is no shape {name!r}, did you mean {near}? There are {', '.join(SHAPES)}"
-        raise InvalidRequest(msg)
-    return SHAPES[name]
+    """The shape of this name; raises `InvalidRequest` where there is none."""
+    return named("shape", name, SHAPES)
 
 
 def quiet(*_: int) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mgpt_edge.runtime.errors import InvalidRequest
+from mgpt_edge.bench.names import named
 
 if TYPE_CHECKING:
     from mgpt_edge.export.config import DecoderConfig
@@ -61,16 +60,8 @@ DEVICES = {
 
 
 def device(name: str) -> Device:
-    """The device of this name.
-
-    Raises:
-        InvalidRequest: there is none; names the nearest.
-    """
-    if name not in DEVICES:
-        near = difflib.get_close_matches(name, DEVICES, 1, cutoff=0)[0]
-        msg = f"there is no device {name!r}, did you mean {near}? There are {', '.join(DEVICES)}, and here"
-        raise InvalidRequest(msg)
-    return DEVICES[name]
+    """The device of this name; raises `InvalidRequest` where there is none."""
+    return named("device", name, DEVICES, ", and here")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 // Products of weights and activations of 8 bits, exact in 32: a sum for each of 16 channels, four inputs at a time.
 //
 //   Sums       16 sums; GroupSums: of a group's products with weights of 4 bits
-//   Block      the weights of 16 channels and four inputs, as the instruction wants them; Halves: of 4 bits, eight
-//   inputs kOffset    what unsigned weights have too much: the sum of the activations times it is to be taken off
+//   Block      the weights of 16 channels and four inputs, as the instruction wants them
+//   Halves     the same of 4 bits and eight inputs
+//   kOffset    what unsigned weights have too much: the sum of the activations times it is to be taken off
 //   kAhead     how many bytes before their use weights are asked for, beyond what the CPU does by itself
 //   kMostSums  how many stand in registers beside a block; kMostGroupSums: beside halves, with a total for each
 //
