@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.engines.base import Rows
     from mgpt_edge.runtime.job import Job
     from mgpt_edge.runtime.loop import Step
-    from mgpt_edge.runtime.stream import Prompt
+    from mgpt_edge.runtime.stream import Loop
     from mgpt_edge.runtime.window import Window
 
 
@@ -40,10 +40,12 @@ def decode(rows: Rows, jobs: Sequence[Job], window: Window | None = None) -> Ite
     while True:
         for stream in streams:
             while stream.loop is None and waiting:
-                number, (job, attempt) = waiting.popleft()
-                samplers = samplers_of(job.request, attempt)
-                prompt = _hold(stream, job, streams)
-                stream.loop = answer(prompt, stream.feed(samplers["code"], window), samplers, number)
+                number, (job, attempt) = waiting[0]
+                holder = next((other for other in (stream, *streams) if other.job is job), None)
+                if holder is not None and holder.prompt is None:
+                    break  # the prompt is on its way
+                waiting.popleft()
+                stream.loop = _answer(stream, holder, job, attempt, number, window)
                 yield from stream.proceed()
         wanting = [(stream, stream.wants) for stream in streams if stream.wants is not None]
         if not wanting:
@@ -55,11 +57,12 @@ def decode(rows: Rows, jobs: Sequence[Job], window: Window | None = None) -> Ite
             yield from stream.proceed(mine)
 
 
-def _hold(stream: Stream, job: Job, streams: Sequence[Stream]) -> Prompt:
-    """The job's prompt in a stream's rows: there already, copied from another stream, or computed."""
-    if stream.prompt is not None and stream.prompt.job is job:
-        return stream.prompt
-    for other in streams:
-        if other.prompt is not None and other.prompt.job is job:
-            return stream.share(other)
-    return stream.prefill(job)
+def _answer(stream: Stream, holder: Stream | None, job: Job, attempt: int, number: int, window: Window | None) -> Loop:
+    """One answer in a stream, after its prompt: there already, copied from its holder, or computed beside others."""
+    if holder is None:
+        yield from stream.prefill(job)
+    elif holder is not stream:
+        stream.share(holder)
+    assert stream.prompt is not None
+    samplers = samplers_of(job.request, attempt)
+    yield from answer(stream.prompt, stream.feed(samplers["code"], window), samplers, number)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     Loop = Generator[Step | Pass, list[NDArray[np.float32]], None]
     """An answer under way: yields what is done and what it wants computed, and is sent the logits of that."""
+    Prefill = Generator[Pass, list[NDArray[np.float32]], None]
+    """A prompt under way, likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +64,14 @@ class Stream:
         self.rows = rows
         self.row = 2 * index
         self.base = rows.length(self.row)
-        self.prompt: Prompt | None = None
+        self.job: Job | None = None  # whose prompt is in the rows, or on its way
+        self.prompt: Prompt | None = None  # once it is computed
         self.loop: Loop | None = None
         self.wants: Pass | None = None
 
-    def prefill(self, job: Job) -> Prompt:
-        """Computes a job's prompt, in a pass of its own."""
+    def prefill(self, job: Job) -> Prefill:
+        """Takes a job's prompt into the rows; the pass it wants can be shared like any other."""
+        self.job, self.prompt = job, None
         self._go_back((self.base, 0))
         feed = Feed(self.rows, self.row, guided=job.request.guidance != 1)
         feed.cond += job.prompt
@@ -78,18 +82,16 @@ class Stream:
         wanted = feed.wants(opening)
         assert wanted is not None
         # The next pass writes over the logits, and every answer begins with these.
-        feed.take([logits.copy() for logits in self.rows.forward(wanted.feeds, wanted.head)])
+        feed.take([logits.copy() for logits in (yield wanted)])
         lengths = self.rows.length(self.row), self.rows.length(self.row + 1)
         self.prompt = Prompt(job, len(opening.tokens), tuple(feed.uncond), lengths, feed.logits)
-        return self.prompt
 
-    def share(self, other: Stream) -> Prompt:
+    def share(self, other: Stream) -> None:
         """Takes the prompt that another stream has computed."""
         assert other.prompt is not None
-        self.prompt = other.prompt
+        self.job, self.prompt = other.job, other.prompt
         for number, length in enumerate(self.prompt.lengths):
             self.rows.copy_prefix(other.row + number, self.row + number, length)
-        return self.prompt
 
     def feed(self, sampler: Sampler | GroupedSampler, window: Window | None) -> Feed:
         """What takes an answer's tokens into the rows; they go back to the end of the prompt."""

@@ -87,14 +87,15 @@ MGPT_INLINE Lanes operator-(const Lanes& a) {
   return x;
 }
 
+// Part by part: a copy of the whole goes through memory in pieces of 16 bytes, and reading those as one stalls.
 MGPT_INLINE Lanes load(const float* from) {
   Lanes x;
-  std::memcpy(&x, from, sizeof x);
+  for (int i = 0; i < kParts; ++i) std::memcpy(&x.v[i], from + i * kWidth / 4, kWidth);
   return x;
 }
 
 MGPT_INLINE void store(float* to, const Lanes& x) {
-  std::memcpy(to, &x, sizeof x);
+  for (int i = 0; i < kParts; ++i) std::memcpy(to + i * kWidth / 4, &x.v[i], kWidth);
 }
 
 MGPT_INLINE Lanes all(float x) {

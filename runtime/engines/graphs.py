@@ -50,12 +50,14 @@ def _installed(name: str) -> bool:
 
 
 def session_options(threads: int) -> Any:
-    """How graphs are run: on so many threads, and with exact products of bytes everywhere."""
+    """How graphs are run: on so many threads, which rest between runs, and with exact products of bytes everywhere."""
     options = onnxruntime().SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     # x86 before VNNI adds pairs of products in 16 bits, where they saturate; this takes the kernels that don't.
     options.add_session_config_entry("session.x64quantprecision", "1")
+    # Otherwise they spin for a second or more, on the cores that the next graph, or our own decoder, computes on.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 

@@ -113,6 +113,18 @@ def test_one_prompt_is_computed_once_and_passes_are_shared(native):
     assert shared.fed[1:] == [4 * fed for fed in alone.fed[1:]]
 
 
+def test_the_next_prompt_is_computed_beside_others_codes(native):
+    """Two streams, three prompts: as many passes as the longer stream's answers take one after another."""
+    jobs = [
+        job(native, [1, *range(60, 90)], (64, 32)),
+        job(native, [1, *range(70, 90)], (32, 32)),
+        job(native, [1, *range(65, 90)], (32, 64)),
+    ]
+    alone = [len(answers(native, [one], 1)[2].fed) for one in jobs]
+    _, _, shared = answers(native, jobs, 2)
+    assert len(shared.fed) == max(alone[0], alone[1] + alone[2])
+
+
 def test_a_list_of_prompts_shares_passes(bundle_of):
     model = Model(bundle_of("7b", "int8", "native"))
     together = model.generate(["a cat", "a dog"], size=(128, 128), seed=4, count=2, speculate="off")
