@@ -11,12 +11,14 @@ from mgpt_edge.export import compiler
 from mgpt_edge.export.targets import TARGETS
 from mgpt_edge.runtime import memory
 from mgpt_edge.runtime.bundle import MANIFEST, Bundle, sha256, write_atomically
+from mgpt_edge.runtime.engines.plans import part_names, parts_of
 from mgpt_edge.runtime.engines.tensorrt import ROWS, WIDEST
-from mgpt_edge.runtime.errors import BundleError, InvalidRequest, OutOfMemory
+from mgpt_edge.runtime.errors import BundleError, IncompatibleEngine, InvalidRequest, OutOfMemory
 from mgpt_edge.runtime.manifest import FileEntry, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from mgpt_edge.export.compiler import Profile
     from mgpt_edge.export.targets import Target
@@ -33,7 +35,7 @@ LEAST_SM = {"fp8": 89, "nvfp4": 120}
 
 
 def forecast_bytes(bundle: Bundle) -> int:
-    """Memory that compiling takes at its peak: that of the largest graph.
+    """Memory that compiling takes at its peak, that of the largest graph, if nothing is cut.
 
     Raises:
         BundleError: the bundle has no graphs for TensorRT.
@@ -44,7 +46,29 @@ def forecast_bytes(bundle: Bundle) -> int:
             "export the checkpoint again: mgpt export CHECKPOINT --engine rtx --precision int4 -o BUNDLE"
         )
         raise BundleError(msg)
-    return FIXED_BYTES + BYTES_PER_GRAPH_BYTE * max(_graph_bytes(bundle, graph) for graph in _graphs(bundle))
+    return max(_need(bundle, graph) for graph in _graphs(bundle))
+
+
+def engines_that_fit(bundle: Bundle, graph: str, free: int) -> int:
+    """Into how few engines a graph is cut so that compiling fits the bytes that are free; only the decoder can be.
+
+    Raises:
+        OutOfMemory: even one a layer is too much.
+    """
+    most = bundle.manifest.dimensions.layers if graph == "decoder" else 1
+    for engines in range(1, most + 1):
+        if _need(bundle, graph, engines) <= free:
+            return engines
+    msg = (
+        f"compiling {graph} of {bundle.folder} takes {memory.mebibytes(_need(bundle, graph, most))} at least, "
+        f"{memory.mebibytes(free)} are free; {TARGETS[bundle.manifest.engine].short_of_memory}"
+    )
+    raise OutOfMemory(msg)
+
+
+def _need(bundle: Bundle, graph: str, engines: int = 1) -> int:
+    size = sum(bundle.manifest.files[file].bytes for file in _files(bundle, graph))
+    return FIXED_BYTES + BYTES_PER_GRAPH_BYTE * size // engines
 
 
 def profiles(manifest: Manifest, graph: str) -> tuple[Profile, Profile]:
@@ -73,6 +97,8 @@ def _sides(codes: tuple[int, int, int], stride: int) -> Profile:
 def build_plans(bundle: Bundle, sms: Sequence[int], progress: Progress = lambda *_: None) -> Bundle:
     """Compiles each graph to one plan for all GPUs, into the bundle; what is there already is kept.
 
+    Where memory does not hold the compiler of the whole decoder, it becomes several plans of some layers each.
+
     Args:
         bundle: of an engine of `TARGETS`; every plan is recorded in its manifest as soon as it is written.
         sms: for engine `rtx` compute capabilities without the point, such as 89; none for others, which are compiled
@@ -86,23 +112,18 @@ def build_plans(bundle: Bundle, sms: Sequence[int], progress: Progress = lambda 
         BundleError: no graphs for TensorRT, a damaged one, or a folder that can't be written.
         OutOfMemory: compiling takes more than is free.
     """
-    need, engine = forecast_bytes(bundle), bundle.manifest.engine
-    target = TARGETS[engine](engine, sms)
+    forecast_bytes(bundle)  # refuses other engines' bundles
+    target = TARGETS[bundle.manifest.engine](bundle.manifest.engine, sms)
     _check_precision(bundle, target.sms)
     for graph in _graphs(bundle):
-        name = f"{engine}.{graph}.sm{'-'.join(map(str, target.sms))}.plan"
-        plan = Plan(graph=graph, sms=target.sms, tensorrt=target.version, key=_key(bundle, graph, target))
-        if bundle.manifest.plans.get(name) == plan:
-            bundle.check_size(name, bundle.manifest.files[name])
-            continue
-        free = memory.available_bytes()
-        if need > free:
-            msg = (
-                f"compiling {bundle.folder} takes about {memory.mebibytes(need)}, {memory.mebibytes(free)} are free; "
-                f"{target.short_of_memory}"
-            )
-            raise OutOfMemory(msg)
-        bundle = _build(bundle, name, plan, target, progress)
+        whole = Plan(graph=graph, sms=target.sms, tensorrt=target.version, key=_key(bundle, graph, target))
+        current = [plan for plan in bundle.manifest.plans.values() if replace(plan, graph=graph) == whole]
+        if there := parts_of(graph, current):
+            for part in there:
+                name = _file_name(bundle, replace(whole, graph=part))
+                bundle.check_size(name, bundle.manifest.files[name])
+        else:
+            bundle = _build(bundle, whole, target, progress)
     return bundle
 
 
@@ -117,37 +138,78 @@ def _check_precision(bundle: Bundle, sms: Sequence[int]) -> None:
         raise InvalidRequest(msg)
 
 
-def _build(bundle: Bundle, name: str, plan: Plan, target: Target, progress: Progress) -> Bundle:
-    for part in _parts(bundle, plan.graph):
-        bundle.check_size(part, bundle.manifest.files[part])
-        bundle.check_hash(part, bundle.manifest.files[part])
-    layers = bundle.manifest.dimensions.layers if plan.graph == "decoder" else 0
-    data = compiler.compile_graph(
-        target,
-        bundle.folder / f"{plan.graph}.onnx",
-        profiles(bundle.manifest, plan.graph),
-        attentions=layers,
-        progress=lambda phase, done, total: progress(f"{plan.graph}: {phase}", done, total),
-    )
+def _build(bundle: Bundle, whole: Plan, target: Target, progress: Progress) -> Bundle:
+    engines = engines_that_fit(bundle, whole.graph, memory.available_bytes())
+    for file in _files(bundle, whole.graph):
+        bundle.check_size(file, bundle.manifest.files[file])
+        bundle.check_hash(file, bundle.manifest.files[file])
+    sizes = profiles(bundle.manifest, whole.graph)
+    for name, path, attentions in _pieces(bundle, whole.graph, engines):
+
+        def told(phase: str, done: int, total: int, name: str = name) -> None:
+            progress(f"{name}: {phase}", done, total)
+
+        data = compiler.compile_graph(target, path, sizes, attentions=attentions, progress=told)
+        bundle = _record(bundle, replace(whole, graph=name), data)
+    return bundle
+
+
+def _pieces(bundle: Bundle, graph: str, count: int) -> Iterator[tuple[str, Path, int]]:
+    """Name, file and calls of attention of what a graph is compiled as; files of parts are there for one step each."""
+    path = bundle.folder / f"{graph}.onnx"
+    if count == 1:
+        yield graph, path, bundle.manifest.dimensions.layers if graph == "decoder" else 0
+        return
+    try:
+        from mgpt_edge.export.cut import cut, layers_of  # a board that compiles graphs whole needs no onnx
+    except ImportError as error:
+        msg = f"cutting {path} into {count} engines needs onnx ({error}): pip install onnx"
+        raise IncompatibleEngine(msg) from error
+    for name, part in zip(part_names(graph, count), cut(path, count), strict=True):
+        piece = bundle.folder / f"{name}.onnx"  # beside the weights that it names
+        try:
+            write_atomically(piece, part.SerializeToString())
+            yield name, piece, len(layers_of(part))
+        finally:
+            piece.unlink(missing_ok=True)
+
+
+def _record(bundle: Bundle, plan: Plan, data: memoryview) -> Bundle:
+    """Writes a plan in place of those that were made of another version of its graph, or by another TensorRT."""
+    name, before = _file_name(bundle, plan), bundle.manifest
     path = bundle.folder / name
+    old = {
+        other
+        for other, made in before.plans.items()
+        if (_whole(made), made.sms) == (_whole(plan), plan.sms) and made.key != plan.key
+    }
     try:
         write_atomically(path, data)
         entry = FileEntry(bytes=path.stat().st_size, sha256=sha256(path))
-        manifest = replace(
-            bundle.manifest,
-            files={**bundle.manifest.files, name: entry},
-            plans={**bundle.manifest.plans, name: plan},
-        )
+        files = {other: entry for other, entry in before.files.items() if other not in old}
+        plans = {other: made for other, made in before.plans.items() if other not in old}
+        manifest = replace(before, files={**files, name: entry}, plans={**plans, name: plan})
         write_atomically(bundle.folder / MANIFEST, (json.dumps(manifest.to_json(), indent=1) + "\n").encode())
+        for other in old - {name}:
+            (bundle.folder / other).unlink(missing_ok=True)
     except OSError as error:
         msg = f"can't write {path}: {error.strerror or error}; copy the bundle to a place that can be written"
         raise BundleError(msg) from error
     return Bundle(bundle.folder, manifest)
 
 
+def _whole(plan: Plan) -> str:
+    """The graph that a plan is, or is a part of."""
+    return plan.graph.partition(".")[0]
+
+
+def _file_name(bundle: Bundle, plan: Plan) -> str:
+    return f"{bundle.manifest.engine}.{plan.graph}.sm{'-'.join(map(str, plan.sms))}.plan"
+
+
 def _key(bundle: Bundle, graph: str, target: Target) -> str:
-    parts = {part: asdict(bundle.manifest.files[part]) for part in _parts(bundle, graph)}
-    said = [parts, target.sms, target.version, profiles(bundle.manifest, graph)]
+    files = {file: asdict(bundle.manifest.files[file]) for file in _files(bundle, graph)}
+    said = [files, target.sms, target.version, profiles(bundle.manifest, graph)]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
@@ -156,10 +218,6 @@ def _graphs(bundle: Bundle) -> list[str]:
     return [graph for graph in GRAPHS if not graph.startswith("vq_") or f"{graph}.onnx" in bundle.manifest.files]
 
 
-def _graph_bytes(bundle: Bundle, graph: str) -> int:
-    return sum(bundle.manifest.files[part].bytes for part in _parts(bundle, graph))
-
-
-def _parts(bundle: Bundle, graph: str) -> list[str]:
+def _files(bundle: Bundle, graph: str) -> list[str]:
     bundle.path(f"{graph}.onnx")
     return [name for name in (f"{graph}.onnx", f"{graph}.data") if name in bundle.manifest.files]

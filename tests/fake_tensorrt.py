@@ -32,6 +32,7 @@ class FakeTensorRT:
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="ours")
     CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
     Logger = SimpleNamespace(ERROR=1)
+    TensorIOMode = SimpleNamespace(INPUT="input")
 
     def __init__(self, cuda: FakeCuda, version: str) -> None:
         self.cuda, self.__version__ = cuda, version
@@ -54,6 +55,14 @@ class Engine:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.cuda, self.profiles = cuda, profiles
+        self.names = [value.name for side in (self.session.get_inputs(), self.session.get_outputs()) for value in side]
+        self.num_io_tensors = len(self.names)
+
+    def get_tensor_name(self, index: int) -> str:
+        return self.names[index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "input" if any(value.name == name for value in self.session.get_inputs()) else "output"
 
     def get_tensor_shape(self, name: str) -> list[Any]:
         return next(value.shape for value in self.session.get_inputs() if value.name == name)

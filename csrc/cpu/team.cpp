@@ -42,15 +42,16 @@ void Team::stop() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-void Team::run(const std::function<void(int)>& work) {
+void Team::run(Call call, const void* work) {
   if (size_ == 1) {
-    work(0);
+    call(work, 0);
     return;
   }
-  work_ = &work;
+  call_ = call;
+  work_ = work;
   job_.fetch_add(1, std::memory_order_release);
   job_.notify_all();
-  work(0);
+  call(work, 0);
   barrier();
 }
 
@@ -61,7 +62,7 @@ void Team::serve(int member) {
     while (job_.load(std::memory_order_acquire) == seen) job_.wait(seen, std::memory_order_acquire);
     ++seen;
     if (stopping_.load(std::memory_order_relaxed)) return;
-    (*work_)(member);
+    call_(work_, member);
     barrier();
   }
 }

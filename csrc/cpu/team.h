@@ -3,7 +3,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <functional>
 #include <thread>
 #include <vector>
 
@@ -20,17 +19,24 @@ class Team {
   int size() const { return size_; }
 
   // Calls work(member) on every member at once and returns when all are done. One caller at a time.
-  void run(const std::function<void(int)>& work);
+  template <class Work>
+  void run(const Work& work) {
+    run([](const void* of, int member) { (*static_cast<const Work*>(of))(member); }, &work);
+  }
 
   // For use inside `work`: returns once every member has called it.
   void barrier();
 
  private:
+  using Call = void (*)(const void* work, int member);  // not std::function, which would allocate at each pass
+
+  void run(Call call, const void* work);
   void serve(int member);
   void stop();
 
   int size_;
-  const std::function<void(int)>* work_ = nullptr;
+  Call call_ = nullptr;
+  const void* work_ = nullptr;
   // Own cache lines: members spin on these.
   alignas(64) std::atomic<std::uint32_t> job_{0};
   alignas(64) std::atomic<std::uint32_t> phase_{0};

@@ -19,8 +19,11 @@ from mgpt_edge.runtime.errors import IncompatibleEngine
 from mgpt_edge.runtime.gpu import Gpu
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
     from mgpt_edge.runtime.bundle import Bundle
     from mgpt_edge.runtime.gpu import Buffer, Graph
+    from mgpt_edge.runtime.manifest import Plan
 
 _JETPACK = "JetPack brings it (apt install python3-libnvinfer), on other machines pip install tensorrt"
 LIBRARIES = {
@@ -29,6 +32,20 @@ LIBRARIES = {
     "tensorrt10": ("TensorRT", "tensorrt", _JETPACK),
 }
 """Engine -> what its TensorRT is called, its module, and how it is installed."""
+RESIDUAL = "residual."
+"""Begins the names of what goes from one part of a graph to the next."""
+
+
+def part_names(graph: str, count: int) -> list[str]:
+    """What the parts of a graph are called, in order; of one, as the graph."""
+    return [graph] if count == 1 else [f"{graph}.{part}of{count}" for part in range(1, count + 1)]
+
+
+def parts_of(graph: str, plans: Collection[Plan]) -> list[str]:
+    """As what a graph stands among plans: whole, or else in the fewest parts; none where any part is missing."""
+    names = {plan.graph for plan in plans}
+    found = (part_names(graph, count) for count in range(1, len(names) + 1))
+    return next((parts for parts in found if names.issuperset(parts)), [])
 
 
 class Plans:
@@ -46,32 +63,38 @@ class Plans:
         self.gpu = Gpu()
         self.title, self.trt = library(bundle.manifest.engine)
         self.rtx = bundle.manifest.engine == "rtx"
-        self._engines: dict[str, Any] = {}
-        self.engine("decoder")
+        self._engines: dict[str, list[Any]] = {}
+        self.engines("decoder")
 
-    def engine(self, graph: str) -> Any:
-        """TensorRT's engine of a graph.
+    def engines(self, graph: str) -> list[Any]:
+        """TensorRT's engine of a graph, or of each of its parts in order.
 
         Raises:
-            IncompatibleEngine: as above, or TensorRT does not take the plan.
+            IncompatibleEngine: as above, or TensorRT does not take a plan.
         """
         if graph not in self._engines:
-            path = self.bundle.path(self._name(graph))
-            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
-                engine = self._runtime.deserialize_cuda_engine(plan)
-            if engine is None:
-                msg = f"{self.title} {self.trt.__version__} on {self.gpu.name} refuses {path}; {self._advice}"
-                raise IncompatibleEngine(msg)
-            self._engines[graph] = engine
+            self._engines[graph] = [self._open(self.bundle.path(name)) for name in self._names(graph)]
         return self._engines[graph]
 
-    def context(self, graph: str, profile: int) -> Context:
+    def _open(self, path: Path) -> Any:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+            engine = self._runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            msg = f"{self.title} {self.trt.__version__} on {self.gpu.name} refuses {path}; {self._advice}"
+            raise IncompatibleEngine(msg)
+        return engine
+
+    def context(self, graph: str, profile: int) -> Context | Chain:
         """What runs a graph in one of its profiles.
 
         Raises:
             IncompatibleEngine: the device's memory does not do.
         """
-        engine, strategy = self.engine(graph), self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        contexts = [self._context(engine, graph, profile) for engine in self.engines(graph)]
+        return contexts[0] if len(contexts) == 1 else Chain(contexts)
+
+    def _context(self, engine: Any, graph: str, profile: int) -> Context:
+        strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if self.rtx:
             config = engine.create_runtime_config()
             config.set_runtime_cache(self.kernels)
@@ -84,12 +107,23 @@ class Plans:
         if context is None or not context.set_optimization_profile_async(profile, self.gpu.stream):
             msg = f"no memory on {self.gpu.name} to run {graph}; see: mgpt estimate"
             raise IncompatibleEngine(msg)
-        return Context(context, self.gpu, graph, captured=profile == 0 and not self.rtx)
+        return Context(context, self.gpu, graph, *self._tensors(engine), captured=profile == 0 and not self.rtx)
+
+    def residuals(self, graph: str) -> list[str]:
+        """Names of what goes from part to part of a graph."""
+        outputs = (self._tensors(engine)[1] for engine in self.engines(graph))
+        return [name for names in outputs for name in names if name.startswith(RESIDUAL)]
+
+    def _tensors(self, engine: Any) -> tuple[set[str], set[str]]:
+        """Names of what goes into an engine, and of what comes out of it."""
+        names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+        inputs = {name for name in names if engine.get_tensor_mode(name) == self.trt.TensorIOMode.INPUT}
+        return inputs, names - inputs
 
     @cached_property
     def kernels(self) -> Any:
         """What TensorRT for RTX compiles on the machine itself, kept from one process to the next."""
-        cache = self.engine("decoder").create_runtime_config().create_runtime_cache()
+        cache = self.engines("decoder")[0].create_runtime_config().create_runtime_cache()
         path = Path(platformdirs.user_cache_dir("mgpt-edge")) / f"rtx-{self.bundle.digest[:32]}.kernels"
         if path.is_file():
             cache.deserialize(path.read_bytes())  # refused and left empty where GPU, driver or version are others
@@ -105,18 +139,20 @@ class Plans:
         sm = f" --sm {self.gpu.sm}" if self.rtx else ""
         return f"compile its plans again: mgpt build {self.bundle.folder}{sm}"
 
-    def _name(self, graph: str) -> str:
-        """File of the graph's plan for this GPU and this TensorRT."""
-        plans = {name: plan for name, plan in self.bundle.manifest.plans.items() if plan.graph == graph}
+    def _names(self, graph: str) -> list[str]:
+        """Files of the graph's plan, or plans, for this GPU and this TensorRT."""
+        every = self.bundle.manifest.plans.items()
+        plans = {name: plan for name, plan in every if plan.graph.partition(".")[0] == graph}
         fitting = {name: plan for name, plan in plans.items() if self.gpu.sm in plan.sms}
-        if not fitting:
+        if not parts_of(graph, fitting.values()):
             sms = sorted({sm for plan in plans.values() for sm in plan.sms})
             have = f"plans of {graph} for SM {', '.join(map(str, sms))}" if sms else f"no plan of {graph}"
+            have = f"only parts of {graph}" if fitting else have
             msg = f"{self.bundle.folder} has {have}, {self.gpu.name} is SM {self.gpu.sm}; {self._advice}"
             raise IncompatibleEngine(msg)
-        for name, plan in fitting.items():
-            if plan.tensorrt == self.trt.__version__:
-                return name
+        current = {plan.graph: name for name, plan in fitting.items() if plan.tensorrt == self.trt.__version__}
+        if parts := parts_of(graph, [fitting[name] for name in current.values()]):
+            return [current[part] for part in parts]
         versions = ", ".join(sorted({plan.tensorrt for plan in fitting.values()}))
         msg = (
             f"{self.bundle.folder} was compiled with {self.title} {versions}, installed is {self.trt.__version__}; "
@@ -132,11 +168,16 @@ class Context:
         context: TensorRT's.
         gpu: where it runs.
         graph: of the bundle's.
+        inputs: names of what it takes.
+        outputs: names of what it leaves.
         captured: whether runs become one CUDA graph, from the second on: TensorRT for RTX makes its own.
     """
 
-    def __init__(self, context: Any, gpu: Gpu, graph: str, *, captured: bool) -> None:
+    def __init__(
+        self, context: Any, gpu: Gpu, graph: str, inputs: set[str], outputs: set[str], *, captured: bool
+    ) -> None:
         self.gpu, self.graph, self.captured = gpu, graph, captured
+        self.inputs, self.outputs = inputs, outputs
         self._context = context
         self._workspace: Buffer | None = None
         self._addresses: dict[str, int] = {}
@@ -176,6 +217,25 @@ class Context:
         if not done:
             msg = f"the plan of {self.graph} {what}; compile it again: mgpt build"
             raise IncompatibleEngine(msg)
+
+
+class Chain:
+    """A graph that was compiled in parts, as a `Context`: each takes of what it is given what is its own.
+
+    Args:
+        contexts: of the parts, in order.
+    """
+
+    def __init__(self, contexts: Sequence[Context]) -> None:
+        self.contexts = contexts
+
+    def bind(self, addresses: dict[str, int]) -> None:
+        for context in self.contexts:
+            context.bind({name: addresses[name] for name in addresses.keys() & (context.inputs | context.outputs)})
+
+    def run(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        for context in self.contexts:
+            context.run({name: shapes[name] for name in shapes.keys() & context.inputs})
 
 
 def _store(cache: Any, path: Path) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from mgpt_edge.runtime.bundle import Bundle
     from mgpt_edge.runtime.engines.base import Fed, Head
-    from mgpt_edge.runtime.engines.plans import Context
+    from mgpt_edge.runtime.engines.plans import Chain, Context
     from mgpt_edge.runtime.gpu import Buffer
 
 ROWS = 2
@@ -48,9 +48,9 @@ class TensorRtEngine:
         self.widest = WIDEST[bundle.manifest.engine]
         self.bundle, self.threads, self.lock = bundle, threads, threading.Lock()
         self.plans = Plans(bundle)
-        self._contexts: dict[tuple[str, int], Context] = {}
+        self._contexts: dict[tuple[str, int], Context | Chain] = {}
         self.gpu = self.plans.gpu
-        self.capacity = int(self.plans.engine("decoder").get_tensor_shape("past.0.key")[2])
+        self.capacity = int(self.plans.engines("decoder")[0].get_tensor_shape("past.0.key")[2])
         self.most_tokens = self.capacity - 1  # what idles writes a token past its end
         d = bundle.manifest.dimensions
         self.tables = {}
@@ -133,13 +133,15 @@ class TensorRtRows:
         self.hidden, self.selected = (gpu.allocate(ROWS * engine.widest * self.line) for _ in range(2))
         self.logits: dict[Head, tuple[NDArray[np.float32], Buffer]] = {}
         self._decoders = [engine.plans.context("decoder", profile) for profile in (0, 1)]
-        self._heads: dict[tuple[Head, int], Context] = {}
+        self._heads: dict[tuple[Head, int], Context | Chain] = {}
+        self.between = {name: gpu.allocate(self.hidden.count) for name in engine.plans.residuals("decoder")}
         for context in self._decoders:
+            context.bind({name: buffer.address for name, buffer in self.between.items()})
             context.bind({"tokens": self.fed.address, "lengths": self.placed.address, "hidden": self.hidden.address})
             context.bind({name: table.address for name, table in engine.tables.items()})
             self._bind_cache(context)
 
-    def _bind_cache(self, context: Context) -> None:
+    def _bind_cache(self, context: Context | Chain) -> None:
         """The decoder writes the new keys and values where they belong."""
         for name, block in self.cache.items():
             context.bind({f"past.{name}": block.address, f"present.{name}": block.address})
@@ -174,7 +176,8 @@ class TensorRtRows:
             tokens[row, : len(part)] = part
         self.gpu.upload(tokens, self.fed.address)
         self.gpu.upload(self.starts, self.placed.address)
-        self._decoders[width > 1].run({"tokens": (ROWS, width), "lengths": (ROWS,)})
+        passed = dict.fromkeys(self.between, (ROWS, width, self.line // FLOAT_BYTES))
+        self._decoders[width > 1].run({"tokens": (ROWS, width), "lengths": (ROWS,), **passed})
         for row, part in parts:
             self.lengths[row] += len(part)
         self._append(width)
@@ -217,7 +220,7 @@ class TensorRtRows:
             done += count
         return self.selected.address
 
-    def _head(self, head: Head, count: int) -> Context:
+    def _head(self, head: Head, count: int) -> Context | Chain:
         """The first profile is for one token of each row."""
         profile = int(count != ROWS)
         if (head, profile) not in self._heads:

@@ -14,7 +14,7 @@ from mgpt_edge.runtime.errors import IncompatibleEngine
 
 if TYPE_CHECKING:
     from mgpt_edge.runtime.bundle import Bundle
-    from mgpt_edge.runtime.engines.plans import Context
+    from mgpt_edge.runtime.engines.plans import Chain, Context
 
 LIBRARY = "libmgpt_cuda.so"
 HALF = 0  # CacheFormat::half
@@ -69,7 +69,7 @@ class TensorRt10Rows(TensorRtRows):
         gpu.upload(blocks, self.blocks.address)
         gpu.wait()
 
-    def _bind_cache(self, context: Context) -> None:
+    def _bind_cache(self, context: Context | Chain) -> None:
         for (name, block), new in zip(self.cache.items(), self.fresh, strict=True):
             context.bind({f"past.{name}": block.address, f"fresh.{name}": new.address})
 

@@ -145,8 +145,29 @@ def test_a_damaged_graph_is_an_error(bundle, tensorrt):
 
 def test_too_little_memory_is_said_first(bundle, tensorrt, monkeypatch):
     monkeypatch.setattr(plans.memory, "available_bytes", lambda: 100 << 20)
-    with pytest.raises(OutOfMemory, match="100 MiB are free; compile it on a machine with more memory"):
+    with pytest.raises(OutOfMemory, match="at least, 100 MiB are free; compile it on a machine with more memory"):
         plans.build_plans(bundle, [89])
+
+
+def test_a_decoder_that_memory_does_not_hold_is_cut(bundle, tensorrt, monkeypatch, capsys):
+    """A machine with more memory keeps the halves."""
+    monkeypatch.setattr(plans, "FIXED_BYTES", 0)
+    monkeypatch.setattr(
+        plans, "GRAPHS", ("decoder", "head_image", "head_text")
+    )  # of so small a model the VQ's are larger
+    files = bundle.manifest.files
+    free = 2 * (files["decoder.onnx"].bytes + files["decoder.data"].bytes)
+    with monkeypatch.context() as small:
+        small.setattr(plans.memory, "available_bytes", lambda: free)
+        build(bundle.folder, "89")
+    assert "the decoder becomes 2 engines" in capsys.readouterr().out
+    made = Bundle.open(bundle.folder).manifest.plans
+    assert [plan.graph for plan in made.values()] == ["decoder.1of2", "decoder.2of2", *plans.GRAPHS[1:]]
+    for half in ("1of2", "2of2"):
+        assert len(Rtx.DECODE_KERNEL.findall((bundle.folder / f"rtx.decoder.{half}.sm89.plan").read_bytes())) == 1
+    assert not list(bundle.folder.glob("decoder.?of?.onnx"))
+    build(bundle.folder, "89")
+    assert Bundle.open(bundle.folder).manifest.plans == made
 
 
 def test_a_bundle_for_another_engine_has_no_graphs():

@@ -10,17 +10,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnxruntime import InferenceSession
 
 from mgpt_edge.export import plans as compiled
 from mgpt_edge.export.checkpoint import Checkpoint
+from mgpt_edge.export.cut import cut
 from mgpt_edge.runtime import gpu
 from mgpt_edge.runtime.bundle import MANIFEST, Bundle, sha256, write_atomically
 from mgpt_edge.runtime.engines import load_engine, plans, tensorrt, tensorrt10
 from mgpt_edge.runtime.engines.base import Fed
 from mgpt_edge.runtime.engines.ort import OrtEngine
+from mgpt_edge.runtime.engines.plans import part_names
 from mgpt_edge.runtime.engines.tensorrt import TensorRtEngine
 from mgpt_edge.runtime.errors import IncompatibleEngine, OutOfMemory
 from mgpt_edge.runtime.golden import recompute
@@ -76,7 +79,9 @@ def load(request, cuda, kernels, bundle_of, monkeypatch):
         return 0
 
     monkeypatch.setattr(tensorrt10, "kernels", lambda: SimpleNamespace(mgpt_cuda_append=append))
-    return lambda kind, precision: load_engine(built(bundle_of(kind, precision, request.param)), 1)
+    return lambda kind, precision, parts=1: load_engine(
+        built(bundle_of(kind, precision, request.param), parts=parts), 1
+    )
 
 
 def shapes(shape, profile):
@@ -85,15 +90,20 @@ def shapes(shape, profile):
     return [low for low, _, _ in sizes], [high for _, _, high in sizes]
 
 
-def built(bundle, *, sms=(86, 89), version=VERSION, graphs=compiled.GRAPHS):
+def built(bundle, *, sms=(86, 89), version=VERSION, graphs=compiled.GRAPHS, parts=1):
     """The bundle with plans as `mgpt build` records them, and the profiles that it compiles."""
     files, made = dict(bundle.manifest.files), {}
+    if parts > 1:
+        names = part_names("decoder", parts)
+        for name, part in zip(names, cut(bundle.folder / "decoder.onnx", parts), strict=True):
+            onnx.save(part, bundle.folder / f"{name}.onnx")
+        graphs = [*names, *(graph for graph in graphs if graph != "decoder")]
     for graph in graphs:
         name = f"{bundle.manifest.engine}.{graph}.sm86-89.plan"
         inputs = InferenceSession(bundle.folder / f"{graph}.onnx").get_inputs()
         profiles = [
             {value.name: shapes(value.shape, profile) for value in inputs}
-            for profile in compiled.profiles(bundle.manifest, graph)
+            for profile in compiled.profiles(bundle.manifest, graph.partition(".")[0])
         ]
         path = bundle.folder / name
         write_atomically(path, plan(bundle.folder / f"{graph}.onnx", profiles))
@@ -104,14 +114,14 @@ def built(bundle, *, sms=(86, 89), version=VERSION, graphs=compiled.GRAPHS):
     return Bundle.open(bundle.folder)
 
 
-@pytest.mark.parametrize("kind", ["7b", "34b"])
-def test_logits_equal_pytorch(kind, load, checkpoints, monkeypatch):
+@pytest.mark.parametrize(("kind", "parts"), [("7b", 1), ("7b", 2), ("34b", 1)])
+def test_logits_equal_pytorch(kind, parts, load, checkpoints, monkeypatch):
     """Rows of different length, passes longer than a plan takes, several logits at once, a row that goes back."""
     monkeypatch.setattr(tensorrt, "WIDEST", dict.fromkeys(tensorrt.WIDEST, 5))
     checkpoint = Checkpoint.open(checkpoints[kind])
     rng = np.random.default_rng(0)
     tokens = [rng.integers(10, checkpoint.vocabulary.size, count).tolist() for count in (30, 24)]
-    rows = load(kind, "fp16").open((30, 24))
+    rows = load(kind, "fp16", parts).open((30, 24))
     decoder = load_decoder(checkpoint)
     with torch.inference_mode():
         expected = [decoder.lm_head(decoder.hidden(torch.tensor([row]))[0]).numpy() for row in tokens]
@@ -200,6 +210,14 @@ def test_what_compiles_on_the_machine_is_kept(cuda, bundle_of, tmp_path, monkeyp
 def test_no_plan_that_fits(made, said, cuda, bundle_of):
     with pytest.raises(IncompatibleEngine, match=said):
         TensorRtEngine(built(bundle_of("7b", "fp16", "rtx"), **made), threads=1)
+
+
+def test_a_part_that_is_missing(cuda, bundle_of):
+    bundle = built(bundle_of("7b", "fp16", "rtx"), parts=2)
+    manifest = bundle.manifest
+    left = {name: plan for name, plan in manifest.plans.items() if plan.graph != "decoder.2of2"}
+    with pytest.raises(IncompatibleEngine, match="has only parts of decoder, a GPU is SM 89"):
+        TensorRtEngine(Bundle(bundle.folder, replace(manifest, plans=left)), threads=1)
 
 
 def test_a_plan_that_tensorrt_refuses(cuda, bundle_of, monkeypatch):
