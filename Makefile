@@ -60,7 +60,7 @@ test-gpu:
 wheel-aarch64: $(TEST_VENV)/.installed
 	$(TEST_BIN)/python tests/aarch64/machine.py $(AARCH64)
 	rm -f $(AARCH64)/*.whl
-	_PYTHON_HOST_PLATFORM=linux-aarch64 $(TEST_BIN)/pip wheel $(PIP_FLAGS) --no-deps --no-build-isolation -w $(AARCH64) . \
+	_PYTHON_HOST_PLATFORM=linux-aarch64 $(TEST_BIN)/pip wheel $(PIP_FLAGS) --no-deps -w $(AARCH64) . \
 		-C cmake.define.CMAKE_TOOLCHAIN_FILE=$(CURDIR)/csrc/aarch64.cmake \
 		-C cmake.define.CMAKE_CXX_FLAGS=-isystem$(AARCH64)/root/usr/include \
 		-C cmake.define.Python_INCLUDE_DIR=$(AARCH64)/root/usr/include/python3.11 \

@@ -19,6 +19,7 @@ from mgpt_edge.export.golden import golden_logits
 from mgpt_edge.export.graphfile import graph_bytes, write_graph
 from mgpt_edge.export.invariance import width_invariant
 from mgpt_edge.export.lower import cpu, cuda, native, tensorrt, tensorrt10
+from mgpt_edge.export.lower.half import half_if_it_can
 from mgpt_edge.export.lower.vq import lower_vq
 from mgpt_edge.export.mixed import mix
 from mgpt_edge.export.quantise import CALIBRATED
@@ -83,7 +84,7 @@ def export_bundle(
         progress("rescaling", 0, 1)
         checkpoint, statistics = _rescaled(checkpoint, statistics, precision, engine)
     with _temporary(out) as folder:
-        graphs = _vq_graphs(checkpoint, tensorrt=engine in TARGETS)
+        graphs = _vq_graphs(checkpoint, narrow=precision in m.HALF_VQ, tensorrt=engine in TARGETS)
         if engine == "tensorrt10":
             graphs = {name: tensorrt10.split_group_norms(graph) for name, graph in graphs.items()}
         if engine != "native":
@@ -191,13 +192,14 @@ def _decoder_graphs(
     return {"decoder": decoder, "head_image": head(*vocabulary.code_range), "head_text": head(0, vocabulary.size)}
 
 
-def _vq_graphs(checkpoint: Checkpoint, *, tensorrt: bool) -> dict[str, ir.Model]:
+def _vq_graphs(checkpoint: Checkpoint, *, narrow: bool, tensorrt: bool) -> dict[str, ir.Model]:
     graphs: dict[str, ir.Model] = {}
     vq = checkpoint.vq
     if vq is not None:
 
         def read_vq(name: str) -> NDArray[np.generic]:
-            return to_array(vq.load(name.removeprefix("module.")))
+            array = to_array(vq.load(name.removeprefix("module.")))
+            return half_if_it_can(array) if narrow else array
 
         graphs["vq_encoder"] = lower_vq(trace.trace_vq_encoder(vq.config), read_vq, tensorrt=tensorrt)
         if vq.has_decoder:

@@ -112,9 +112,10 @@ def _files(checkpoint: Checkpoint, precision: str) -> dict[str, m.FileEntry]:
     else:
         sizes = _graph_sizes(checkpoint, precision)
     if checkpoint.vq is not None:
+        each = 2 if precision in m.HALF_VQ else 4
         for half in ("encoder", "decoder"):
             shapes = checkpoint.vq.shapes.items()
-            sizes[f"vq_{half}.data"] = sum(math.prod(shape) * 4 for name, shape in shapes if name.startswith(half))
+            sizes[f"vq_{half}.data"] = sum(math.prod(shape) * each for name, shape in shapes if name.startswith(half))
     return {name: m.FileEntry(bytes=size, sha256="") for name, size in sizes.items()}
 
 

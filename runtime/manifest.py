@@ -13,6 +13,8 @@ from mgpt_edge.runtime.prompt import CONVERSATIONS
 from mgpt_edge.runtime.vocabulary import Vocabulary
 
 SCHEMA = 3
+HALF_VQ = ("int4", "mixed", "nvfp4")
+"""Precisions whose bundles hold the VQ model's weights as float16, widened when loaded: a thirtieth of a 7B's bytes."""
 T = TypeVar("T")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mgpt_edge.runtime.errors import OutOfMemory
 from mgpt_edge.runtime.layout import GRID_PIXELS, ImageLayout
+from mgpt_edge.runtime.manifest import HALF_VQ
 
 if TYPE_CHECKING:
     from mgpt_edge.runtime.manifest import Manifest
@@ -51,6 +52,7 @@ def estimate(
     tables = max(capacities) * d.head_dim * 4
     graphs = ("vq_decoder", "vq_encoder") if reads else "vq_decoder"
     vq = sum(entry.bytes for name, entry in manifest.files.items() if name.startswith(graphs))
+    vq *= 1 + 2 * (manifest.precision in HALF_VQ)  # as stored, and widened
     return Estimate(
         weights_bytes=manifest.weight_bytes,
         cache_bytes=_token_bytes(manifest) * (sum(capacities) + 2) + tables,

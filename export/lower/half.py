@@ -25,6 +25,12 @@ def half(name: str, array: NDArray[np.float32]) -> NDArray[np.float16]:
     return np.ascontiguousarray(finite(name, array), np.float16)
 
 
+def half_if_it_can(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    """A float32 array in float16 where that can hold it; another as it is."""
+    fits = array.dtype == np.float32 and np.abs(array).max() < LARGEST_HALF
+    return array.astype(np.float16) if fits else array
+
+
 def finite(name: str, array: NDArray[np.float32]) -> NDArray[np.float32]:
     """The array of weight `name`, if float16 can hold it.
 

@@ -20,7 +20,10 @@ def build(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Compile a bundle's graphs to TensorRT engines: for RTX on any machine, others on the machine they are for."""
+    """Compile a bundle's graphs to TensorRT engines: for RTX on any machine, others on the machine they are for.
+
+    Where memory does not hold the compiler of the whole decoder, it becomes several engines of some layers each.
+    """
     from mgpt_edge.export.plans import build_plans, engines_that_fit, forecast_bytes
     from mgpt_edge.runtime import memory
     from mgpt_edge.runtime.bundle import Bundle

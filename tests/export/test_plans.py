@@ -20,6 +20,14 @@ from tests.families import write_checkpoint
 
 # Head widths as the family has them: of 16 there is no single-token attention.
 WIDE = {"num_heads": 2, "num_kv_heads": 2, "head_dim": 64, "hidden_size": 128}
+LAYER = {
+    "num_layers": 1,
+    "num_heads": 32,
+    "num_kv_heads": 32,
+    "head_dim": 128,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+}
 
 
 @pytest.fixture(scope="module")
@@ -61,21 +69,45 @@ def test_one_plan_a_graph_for_three_architectures(bundle, tensorrt, monkeypatch)
     assert plans.build_plans(opened, [86, 120, 89]).manifest == opened.manifest
 
 
+@pytest.fixture(scope="module")
+def layer(tmp_path_factory):
+    """One layer of the 7B shape, and statistics of it."""
+    folder = tmp_path_factory.mktemp("layer")
+    write_checkpoint(folder / "checkpoint", LAYER, vq=False)
+    checkpoint = Checkpoint.open(folder / "checkpoint")
+    return checkpoint, collect(checkpoint, [range(10, 60)], folder / "statistics")
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory):
+    checkpoint = Checkpoint.open(default_bundle().parent)
+    return checkpoint, collect(checkpoint, [range(10, 60)], tmp_path_factory.mktemp("mini") / "statistics")
+
+
+def compiled(given, precision, folder):
+    """The decoder's bytes before and after, for all of RTX that multiplies in the precision."""
+    checkpoint, statistics = given
+    bundle = export_bundle(checkpoint, folder / precision, precision=precision, engine="rtx", statistics=statistics)
+    sms = [sm for sm in (86, 89, 120) if sm >= plans.LEAST_SM.get(precision, 0)]
+    built = plans.build_plans(bundle, sms)
+    (name,) = (name for name, plan in built.manifest.plans.items() if plan.graph == "decoder")
+    return bundle.manifest.files["decoder.data"].bytes, built.manifest.files[name].bytes
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "int4", "w8a8", "fp8", "nvfp4"])
-def test_weights_of_few_bits_stay_so_in_the_plan(precision, tensorrt, tmp_path):
-    write_checkpoint(tmp_path / "checkpoint", WIDE | {"intermediate_size": 8192}, vq=False)
-    checkpoint = Checkpoint.open(tmp_path / "checkpoint")
-    statistics = collect(checkpoint, [range(10, 60)], tmp_path / "statistics")
-    sms = [sm for sm in (86, 89, 120) if sm >= plans.LEAST_SM.get(precision, 0)]
-    weights, compiled = {}, {}
-    for stored in ("fp16", precision):
-        bundle = export_bundle(checkpoint, tmp_path / stored, precision=stored, engine="rtx", statistics=statistics)
-        weights[stored] = bundle.manifest.files["decoder.data"].bytes
-        built = plans.build_plans(bundle, sms)
-        (name,) = (name for name, plan in built.manifest.plans.items() if plan.graph == "decoder")
-        compiled[stored] = built.manifest.files[name].bytes
-    assert compiled["fp16"] - compiled[precision] > 0.7 * (weights["fp16"] - weights[precision])
+def test_weights_of_few_bits_stay_so_in_the_plan(precision, layer, tensorrt, tmp_path):
+    weights, plan = compiled(layer, "fp16", tmp_path)
+    fewer, smaller = compiled(layer, precision, tmp_path)
+    assert plan - smaller > 0.7 * (weights - fewer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4", "w8a8", "fp8", "nvfp4"])
+def test_mini_is_compiled_in_every_precision(precision, mini, tensorrt, tmp_path):
+    """What the parser warns of, and an attention that is not for one token, fail the build."""
+    weights, plan = compiled(mini, precision, tmp_path)
+    assert plan > 0.7 * weights
 
 
 def test_floats_of_few_bits_need_statistics_and_newer_gpus(tensorrt, tmp_path):

@@ -8,6 +8,7 @@ import torch
 
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.vqgan import VQGAN
+from mgpt_edge.runtime.engines import load_engine
 from mgpt_edge.runtime.engines.ort import OrtEngine
 
 SIZES = [(32, 32), (64, 96), (160, 32), (128, 128)]
@@ -49,3 +50,15 @@ def test_encoder(engine, vqgan, width, height):
     assert got.shape == (height // vqgan.config.stride, width // vqgan.config.stride)
     # Rounding may choose the other of two codes that are equally near.
     assert np.mean(got == expected) > 0.99
+
+
+def test_weights_of_half_the_bytes_beside_4_bits(engine, bundle_of):
+    """The same pictures but for a level of a few pixels."""
+    narrow = bundle_of("7b", "int4")
+    for name in ("vq_decoder.data", "vq_encoder.data"):
+        whole = engine.bundle.manifest.files[name].bytes
+        assert narrow.manifest.files[name].bytes < 0.65 * whole  # each begins on a page of its own
+    codes = np.random.default_rng(0).integers(0, engine.bundle.manifest.vocabulary.codes, (8, 8))
+    got, expected = (side.decode_pixels(codes).astype(int) for side in (load_engine(narrow, 1), engine))
+    assert np.abs(got - expected).max() <= 1
+    assert np.mean(got == expected) > 0.9
