@@ -32,7 +32,7 @@ Step = Callable[[], None]
 GUIDANCE, TOP_K = 3.0, 2000
 STREAMS = 4
 ROOM = 8  # tokens that a cache holds beyond the context
-REST = 0.1  # seconds until threads that spin after a step have gone to sleep; ONNX Runtime's take half of that
+REST = 0.1  # seconds until threads of peers that spin after a step have gone to sleep; genai's take half of that
 BUNDLES = {
     ("native", "int8"): (PRECISIONS["int8"], "our decoder: int8 weights, 8-bit activations and K/V"),
     ("native", "int4"): (PRECISIONS["int4"], "our decoder: int4 weights, 8-bit activations and K/V"),

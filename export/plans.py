@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 GRAPHS = ("decoder", "head_image", "head_text", "vq_decoder", "vq_encoder")
 FIXED_BYTES = 900 << 20  # TensorRT itself, measured with the smallest model
 BYTES_PER_GRAPH_BYTE = 3
+EMBEDDING_BYTES = 2  # as published checkpoints have them
 LEAST_SM = {"fp8": 89, "nvfp4": 120}
 """The first GPUs that multiply in a precision."""
 
@@ -67,8 +69,12 @@ def engines_that_fit(bundle: Bundle, graph: str, free: int) -> int:
 
 
 def _need(bundle: Bundle, graph: str, engines: int = 1) -> int:
-    size = sum(bundle.manifest.files[file].bytes for file in _files(bundle, graph))
-    return FIXED_BYTES + BYTES_PER_GRAPH_BYTE * size // engines
+    """Memory for the largest of the parts: the first one, which holds the tokens' embeddings too."""
+    d, size = bundle.manifest.dimensions, sum(bundle.manifest.files[file].bytes for file in _files(bundle, graph))
+    if engines > 1:
+        embeddings = min(EMBEDDING_BYTES * bundle.manifest.vocabulary.size * d.hidden_size, size)
+        size = embeddings + (size - embeddings) * math.ceil(d.layers / engines) // d.layers
+    return FIXED_BYTES + BYTES_PER_GRAPH_BYTE * size
 
 
 def profiles(manifest: Manifest, graph: str) -> tuple[Profile, Profile]:
@@ -117,13 +123,7 @@ def build_plans(bundle: Bundle, sms: Sequence[int], progress: Progress = lambda 
     _check_precision(bundle, target.sms)
     for graph in _graphs(bundle):
         whole = Plan(graph=graph, sms=target.sms, tensorrt=target.version, key=_key(bundle, graph, target))
-        current = [plan for plan in bundle.manifest.plans.values() if replace(plan, graph=graph) == whole]
-        if there := parts_of(graph, current):
-            for part in there:
-                name = _file_name(bundle, replace(whole, graph=part))
-                bundle.check_size(name, bundle.manifest.files[name])
-        else:
-            bundle = _build(bundle, whole, target, progress)
+        bundle = _build(bundle, whole, target, progress)
     return bundle
 
 
@@ -139,19 +139,37 @@ def _check_precision(bundle: Bundle, sms: Sequence[int]) -> None:
 
 
 def _build(bundle: Bundle, whole: Plan, target: Target, progress: Progress) -> Bundle:
-    engines = engines_that_fit(bundle, whole.graph, memory.available_bytes())
-    for file in _files(bundle, whole.graph):
-        bundle.check_size(file, bundle.manifest.files[file])
-        bundle.check_hash(file, bundle.manifest.files[file])
-    sizes = profiles(bundle.manifest, whole.graph)
-    for name, path, attentions in _pieces(bundle, whole.graph, engines):
+    graph = whole.graph
+    there = {plan.graph for plan in bundle.manifest.plans.values() if replace(plan, graph=graph) == whole}
+    for part in there:
+        name = _file_name(bundle, replace(whole, graph=part))
+        bundle.check_size(name, bundle.manifest.files[name])
+    parts = parts_of(graph, there)
+    if not parts:
+        engines = engines_that_fit(bundle, graph, memory.available_bytes())
+        begun = max((int(part.rpartition("of")[2]) for part in there), default=1)  # goes on, if it fits
+        parts = part_names(graph, max(engines, begun))
+        for file in _files(bundle, graph):
+            bundle.check_size(file, bundle.manifest.files[file])
+            bundle.check_hash(file, bundle.manifest.files[file])
+        for name, path, attentions in _pieces(bundle, graph, len(parts)):
+            if name not in there:
+                data = _compile(target, path, profiles(bundle.manifest, graph), name, attentions, progress)
+                bundle = _record(bundle, replace(whole, graph=name), data)
+                del data  # as large as the part, and the next one needs memory
+    return _without_others(bundle, whole, parts)
 
-        def told(phase: str, done: int, total: int, name: str = name) -> None:
-            progress(f"{name}: {phase}", done, total)
 
-        data = compiler.compile_graph(target, path, sizes, attentions=attentions, progress=told)
-        bundle = _record(bundle, replace(whole, graph=name), data)
-    return bundle
+def _compile(
+    target: Target, path: Path, sizes: Sequence[Profile], name: str, attentions: int, progress: Progress
+) -> memoryview:
+    return compiler.compile_graph(
+        target,
+        path,
+        sizes,
+        attentions=attentions,
+        progress=lambda phase, done, total: progress(f"{name}: {phase}", done, total),
+    )
 
 
 def _pieces(bundle: Bundle, graph: str, count: int) -> Iterator[tuple[str, Path, int]]:
@@ -175,32 +193,46 @@ def _pieces(bundle: Bundle, graph: str, count: int) -> Iterator[tuple[str, Path,
 
 
 def _record(bundle: Bundle, plan: Plan, data: memoryview) -> Bundle:
-    """Writes a plan in place of those that were made of another version of its graph, or by another TensorRT."""
-    name, before = _file_name(bundle, plan), bundle.manifest
+    name = _file_name(bundle, plan)
     path = bundle.folder / name
-    old = {
-        other
-        for other, made in before.plans.items()
-        if (_whole(made), made.sms) == (_whole(plan), plan.sms) and made.key != plan.key
-    }
     try:
         write_atomically(path, data)
         entry = FileEntry(bytes=path.stat().st_size, sha256=sha256(path))
-        files = {other: entry for other, entry in before.files.items() if other not in old}
-        plans = {other: made for other, made in before.plans.items() if other not in old}
-        manifest = replace(before, files={**files, name: entry}, plans={**plans, name: plan})
-        write_atomically(bundle.folder / MANIFEST, (json.dumps(manifest.to_json(), indent=1) + "\n").encode())
-        for other in old - {name}:
-            (bundle.folder / other).unlink(missing_ok=True)
     except OSError as error:
-        msg = f"can't write {path}: {error.strerror or error}; copy the bundle to a place that can be written"
-        raise BundleError(msg) from error
+        raise _unwritable(path, error) from error
+    files, plans = bundle.manifest.files | {name: entry}, bundle.manifest.plans | {name: plan}
+    return _commit(bundle, replace(bundle.manifest, files=files, plans=plans))
+
+
+def _without_others(bundle: Bundle, whole: Plan, parts: Sequence[str]) -> Bundle:
+    """Once a graph is complete, what was compiled for the same GPUs before goes."""
+    old = {
+        name
+        for name, plan in bundle.manifest.plans.items()
+        if (plan.graph.partition(".")[0], plan.sms) == (whole.graph, whole.sms)
+        and (plan.key != whole.key or plan.graph not in parts)
+    }
+    if not old:
+        return bundle
+    files = {name: entry for name, entry in bundle.manifest.files.items() if name not in old}
+    plans = {name: plan for name, plan in bundle.manifest.plans.items() if name not in old}
+    bundle = _commit(bundle, replace(bundle.manifest, files=files, plans=plans))
+    for name in old:
+        (bundle.folder / name).unlink(missing_ok=True)
+    return bundle
+
+
+def _commit(bundle: Bundle, manifest: Manifest) -> Bundle:
+    path = bundle.folder / MANIFEST
+    try:
+        write_atomically(path, (json.dumps(manifest.to_json(), indent=1) + "\n").encode())
+    except OSError as error:
+        raise _unwritable(path, error) from error
     return Bundle(bundle.folder, manifest)
 
 
-def _whole(plan: Plan) -> str:
-    """The graph that a plan is, or is a part of."""
-    return plan.graph.partition(".")[0]
+def _unwritable(path: Path, error: OSError) -> BundleError:
+    return BundleError(f"can't write {path}: {error.strerror or error}; copy the bundle to a place that can be written")
 
 
 def _file_name(bundle: Bundle, plan: Plan) -> str:

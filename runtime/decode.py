@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 from mgpt_edge.runtime.loop import answer, samplers_of
@@ -35,26 +34,30 @@ def decode(rows: Rows, jobs: Sequence[Job], window: Window | None = None) -> Ite
     Raises:
         IncompleteAnswer: one broke off within a picture (`loop.answer`).
     """
-    waiting = deque(enumerate((job, attempt) for job in jobs for attempt in range(job.request.count)))
+    waiting = list(enumerate((job, attempt) for job in jobs for attempt in range(job.request.count)))
     streams = [Stream(rows, index) for index in range(rows.streams)]
     while True:
         for stream in streams:
-            while stream.loop is None and waiting:
-                number, (job, attempt) = waiting[0]
+            while stream.loop is None and (ready := _ready(waiting, streams)) is not None:
+                number, (job, attempt) = waiting.pop(ready)
                 holder = next((other for other in (stream, *streams) if other.job is job), None)
-                if holder is not None and holder.prompt is None:
-                    break  # the prompt is on its way
-                waiting.popleft()
                 stream.loop = _answer(stream, holder, job, attempt, number, window)
                 yield from stream.proceed()
         wanting = [(stream, stream.wants) for stream in streams if stream.wants is not None]
         if not wanting:
             return
-        together = [(stream, wants) for stream, wants in wanting if wants.head == wanting[0][1].head]
-        logits = rows.forward([fed for _, wants in together for fed in wants.feeds], wanting[0][1].head)
+        head = next((wants.head for stream, wants in wanting if stream.prompt is None), wanting[0][1].head)
+        together = [(stream, wants) for stream, wants in wanting if wants.head == head]
+        logits = rows.forward([fed for _, wants in together for fed in wants.feeds], head)
         for stream, wants in together:
             mine, logits = logits[: len(wants.feeds)], logits[len(wants.feeds) :]
             yield from stream.proceed(mine)
+
+
+def _ready(waiting: Sequence[tuple[int, tuple[Job, int]]], streams: Sequence[Stream]) -> int | None:
+    """The first answer whose prompt is not on its way in any stream; others wait for it."""
+    coming = [stream.job for stream in streams if stream.prompt is None]
+    return next((index for index, (_, (job, _)) in enumerate(waiting) if not any(job is one for one in coming)), None)
 
 
 def _answer(stream: Stream, holder: Stream | None, job: Job, attempt: int, number: int, window: Window | None) -> Loop:

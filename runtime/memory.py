@@ -45,7 +45,7 @@ def estimate(
         manifest: of the bundle.
         layout: of a picture.
         capacities: tokens of the conditional and the unconditional row.
-        prompt: tokens computed in one pass.
+        prompt: tokens of the longest prompt.
         reads: whether pictures go in, too.
     """
     d = manifest.dimensions

@@ -56,7 +56,7 @@ def session_options(threads: int) -> Any:
     options.log_severity_level = 3
     # x86 before VNNI adds pairs of products in 16 bits, where they saturate; this takes the kernels that don't.
     options.add_session_config_entry("session.x64quantprecision", "1")
-    # Otherwise they spin for a second or more, on the cores that the next graph, or our own decoder, computes on.
+    # Otherwise they spin on, on the cores that the next graph, or our own decoder, computes on: half the speed.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 

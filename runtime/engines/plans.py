@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from mgpt_edge.runtime.bundle import Bundle
     from mgpt_edge.runtime.gpu import Buffer, Graph
-    from mgpt_edge.runtime.manifest import Plan
 
 _JETPACK = "JetPack brings it (apt install python3-libnvinfer), on other machines pip install tensorrt"
 LIBRARIES = {
@@ -41,11 +40,10 @@ def part_names(graph: str, count: int) -> list[str]:
     return [graph] if count == 1 else [f"{graph}.{part}of{count}" for part in range(1, count + 1)]
 
 
-def parts_of(graph: str, plans: Collection[Plan]) -> list[str]:
-    """As what a graph stands among plans: whole, or else in the fewest parts; none where any part is missing."""
-    names = {plan.graph for plan in plans}
+def parts_of(graph: str, names: Collection[str]) -> list[str]:
+    """As what a graph stands among plans' names: whole, or in the fewest parts; nothing where a part is missing."""
     found = (part_names(graph, count) for count in range(1, len(names) + 1))
-    return next((parts for parts in found if names.issuperset(parts)), [])
+    return next((parts for parts in found if set(parts) <= set(names)), [])
 
 
 class Plans:
@@ -144,20 +142,21 @@ class Plans:
         every = self.bundle.manifest.plans.items()
         plans = {name: plan for name, plan in every if plan.graph.partition(".")[0] == graph}
         fitting = {name: plan for name, plan in plans.items() if self.gpu.sm in plan.sms}
-        if not parts_of(graph, fitting.values()):
-            sms = sorted({sm for plan in plans.values() for sm in plan.sms})
-            have = f"plans of {graph} for SM {', '.join(map(str, sms))}" if sms else f"no plan of {graph}"
-            have = f"only parts of {graph}" if fitting else have
-            msg = f"{self.bundle.folder} has {have}, {self.gpu.name} is SM {self.gpu.sm}; {self._advice}"
-            raise IncompatibleEngine(msg)
-        current = {plan.graph: name for name, plan in fitting.items() if plan.tensorrt == self.trt.__version__}
-        if parts := parts_of(graph, [fitting[name] for name in current.values()]):
-            return [current[part] for part in parts]
-        versions = ", ".join(sorted({plan.tensorrt for plan in fitting.values()}))
-        msg = (
-            f"{self.bundle.folder} was compiled with {self.title} {versions}, installed is {self.trt.__version__}; "
-            f"{self._advice}"
-        )
+        current = {name: plan for name, plan in fitting.items() if plan.tensorrt == self.trt.__version__}
+        for key in {plan.key: None for plan in current.values()}:  # parts belong together that were made together
+            names = {plan.graph: name for name, plan in current.items() if plan.key == key}
+            if parts := parts_of(graph, names):
+                return [names[part] for part in parts]
+        if current:
+            have = f"has only parts of {graph}, {self.gpu.name} is SM {self.gpu.sm}"
+        elif fitting:
+            versions = ", ".join(sorted({plan.tensorrt for plan in fitting.values()}))
+            have = f"was compiled with {self.title} {versions}, installed is {self.trt.__version__}"
+        else:
+            sms = ", ".join(map(str, sorted({sm for plan in plans.values() for sm in plan.sms})))
+            have = f"has plans of {graph} for SM {sms}" if plans else f"has no plan of {graph}"
+            have += f", {self.gpu.name} is SM {self.gpu.sm}"
+        msg = f"{self.bundle.folder} {have}; {self._advice}"
         raise IncompatibleEngine(msg)
 
 
