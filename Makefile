@@ -8,7 +8,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 AARCH64 := $(CURDIR)/build/aarch64
 PIP_FLAGS := -q --disable-pip-version-check
 
-.PHONY: demo test test-slow test-gpu cuda lint typecheck wheel-aarch64 test-aarch64 mini clean
+.PHONY: demo test test-slow test-gpu cuda cuda12 lint typecheck wheel-aarch64 test-aarch64 mini clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mgpt generate "a large red sphere on a gray floor" --seed 7 -o demo.png
@@ -51,6 +51,14 @@ cuda:
 	cmake -S csrc/cuda -B build/cuda
 	cmake --build build/cuda --target mgpt_cuda_kernels --clean-first > build/cuda/log 2>&1 || { cat build/cuda/log; exit 1; }
 	$(PYTHON) csrc/cuda/resources.py build/cuda/log
+
+# The same for CUDA 12.6, which JetPack 6 has; of that toolkit PyPI has all but nvcc, so clang compiles them.
+cuda12: $(TEST_VENV)/.installed
+	rm -rf build/cuda12
+	$(TEST_BIN)/pip install $(PIP_FLAGS) --no-deps --target build/cuda12 \
+		nvidia-cuda-runtime-cu12==12.6.77 nvidia-cuda-cccl-cu12==12.6.77 nvidia-cuda-nvcc-cu12==12.6.85
+	$(TEST_BIN)/python csrc/cuda/clang12.py build/cuda12
+	$(TEST_BIN)/python csrc/cuda/resources.py build/cuda12/log
 
 # On a machine with a GPU, CUDA, cupy and pytest: everything about the kernels, in minutes. No package of ours is installed.
 test-gpu:
