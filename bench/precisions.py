@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 
@@ -28,6 +29,7 @@ from mgpt_edge.export.statistics import collect
 from mgpt_edge.finetune import scores
 from mgpt_edge.finetune.draw import Sampling
 from mgpt_edge.finetune.examples import write_examples
+from mgpt_edge.finetune.fidelity import Difference, Share
 from mgpt_edge.finetune.judge import Judge
 from mgpt_edge.runtime.bundle import default_bundle
 from mgpt_edge.runtime.engines import missing
@@ -35,6 +37,8 @@ from mgpt_edge.runtime.errors import InvalidRequest
 from mgpt_edge.runtime.model import Model
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from mgpt_edge.export.agreement import Conversation
     from mgpt_edge.runtime.engines.base import Head
 
@@ -53,6 +57,7 @@ class Line:
         megabytes: of the transformer's files.
         agreement: with float32, by what comes next: a code or a word.
         shares: of pictures that show what was asked.
+        loss: by how much more of all pictures are right than of float32's, drawn with the same random numbers.
         code_ms: a code of a guided picture of the usual size, everything included; None where the engine does not run
             here and PyTorch computed its linears.
         code_ms_spread: of nine tenths of the pictures.
@@ -63,6 +68,7 @@ class Line:
     megabytes: float
     agreement: dict[Head, Agreement]
     shares: dict[str, str]
+    loss: Difference
     code_ms: float | None = None
     code_ms_spread: list[float] | None = None
 
@@ -114,6 +120,8 @@ class Table:
         self.measured = [sample.tokens for sample in measured]
         self.statistics = collect(checkpoint, self.measured, folder / "statistics")
         self.followed: list[Conversation] = [(sample.tokens, sample.learnt) for sample in followed]
+        exact = export_bundle(checkpoint, folder / "float32", precision="fp32", engine="cpu")
+        self.exact = self._drawn(Model(exact, engine=EagerEngine(checkpoint, "fp32", "cpu")))
 
     def line(self, engine: str, precision: str, gptq: bool = False) -> Line:
         statistics = self.statistics if precision in NEED_STATISTICS else None
@@ -124,15 +132,21 @@ class Table:
         other = None if ran else EagerEngine(weights, precision, engine, statistics)
         model = Model(bundle, engine=other)
         self.models.append(model if ran else None)
-        usual, size = bundle.manifest.defaults, (bundle.manifest.pictures.target_size,) * 2
-        sampling = Sampling(usual.guidance, usual.top_k, usual.temperature)
+        side, drawn = bundle.manifest.pictures.target_size, self._drawn(model)
         return Line(
             engine=engine,
             precision=precision + " gptq" * gptq,
             megabytes=bundle.manifest.weight_bytes / 1e6,
             agreement=agreement(self.checkpoint, model.engine, self.followed),
-            shares=dict(scores.drawing(BundleArtist(model), self.judge, [size], self.count, sampling)),
+            shares={f"{side}x{side}, {name}": str(Share.of_all(right)) for name, right in drawn.items()},
+            loss=Difference.of(*(np.concatenate(list(right.values())) for right in (drawn, self.exact))),
         )
+
+    def _drawn(self, model: Model) -> dict[str, NDArray[np.bool_]]:
+        """Which pictures of the usual size show what was asked."""
+        usual, size = model.manifest.defaults, (model.manifest.pictures.target_size,) * 2
+        sampling = Sampling(usual.guidance, usual.top_k, usual.temperature)
+        return scores.drawn(BundleArtist(model), self.judge, size, self.count, sampling)
 
     def timed(self, lines: list[Line]) -> list[Line]:
         """The lines with their times; all take turns, picture by picture."""
@@ -171,4 +185,5 @@ def _text(line: Line) -> str:
     )
     shown = "  ".join(f"{name.split(', ')[1]} {share}" for name, share in line.shares.items())
     speed = "not run here" if line.code_ms is None else f"{line.code_ms:.2f} ms a code"
-    return f"{line.engine:8} {line.precision:9} {line.megabytes:6.1f} MB  {speed:15}  {kept}  {shown}"
+    first = f"{line.engine:8} {line.precision:9} {line.megabytes:6.1f} MB  {speed:15}"
+    return f"{first}  {kept}  {shown}  beside float32 {line.loss}"

@@ -44,6 +44,10 @@ class Share:
     right: int
     of: int
 
+    @classmethod
+    def of_all(cls, right: NDArray[np.bool_]) -> Share:
+        return cls(int(right.sum()), len(right))
+
     def __post_init__(self) -> None:
         if not 0 <= self.right <= self.of or self.of < 1:
             msg = f"expected 0 to {self.of} of at least 1, got {self.right}"
@@ -66,6 +70,25 @@ class Share:
         return f"{100 * self.value:.1f} % ({100 * low:.1f}-{100 * high:.1f}, n={self.of})"
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """By how many points more of the same requests are right than before, with its 95 % interval."""
+
+    points: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, right: NDArray[np.bool_], before: NDArray[np.bool_]) -> Difference:
+        """From what was right request by request; drawn with the same random numbers, most pictures are the same."""
+        changes = 100.0 * (right.astype(int) - before)
+        mean, half = changes.mean(), 1.96 * changes.std(ddof=1) / math.sqrt(len(changes))
+        return cls(float(mean), float(mean - half), float(mean + half))
+
+    def __str__(self) -> str:
+        return f"{self.points:+.1f} points ({self.low:+.1f} to {self.high:+.1f})"
+
+
 def asked(split: str, solids: int, count: int) -> list[Scene]:
     """The first scenes of a split with so many solids."""
     return [sample_scene(seed, split, solids) for seed in range(count)]
@@ -73,17 +96,18 @@ def asked(split: str, solids: int, count: int) -> list[Scene]:
 
 def text_to_image(
     artist: Artist, judge: Judge, scenes: list[Scene], size: tuple[int, int], sampling: Sampling, seed: int = 0
-) -> Share:
-    """Draws one caption of each scene; a place counts only where the caption names it."""
+) -> NDArray[np.bool_]:
+    """Draws one caption of each scene: which show it; a place counts only where the caption names it."""
     rng = np.random.default_rng(seed)
     prompts = [captions(scene, rng)[0] for scene in scenes]
     readings = judge.read(artist.paint(prompts, *size, sampling, seed))
     phrases = [phrase for group in PHRASES.values() for phrase in group]
-    right = sum(
-        reading.shows(scene, where=any(phrase in prompt for phrase in phrases))
-        for reading, scene, prompt in zip(readings, scenes, prompts, strict=True)
+    return np.array(
+        [
+            reading.shows(scene, where=any(phrase in prompt for phrase in phrases))
+            for reading, scene, prompt in zip(readings, scenes, prompts, strict=True)
+        ]
     )
-    return Share(right, len(scenes))
 
 
 def depth(artist: Artist, album: Album, count: int) -> float:

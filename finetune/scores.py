@@ -52,15 +52,22 @@ def sweep(artist: Artist, reader: Judge, size: Size, count: int, sampling: Sampl
     for guidance in GUIDANCES:
         guided = Sampling(guidance, sampling.top_k, sampling.temperature)
         for name, scenes in _asked(count).items():
-            yield f"guidance {guidance:g}, {name}", str(fidelity.text_to_image(artist, reader, scenes, size, guided))
+            right = fidelity.text_to_image(artist, reader, scenes, size, guided)
+            yield f"guidance {guidance:g}, {name}", str(Share.of_all(right))
 
 
 def drawing(artist: Artist, reader: Judge, sizes: Iterable[Size], count: int, sampling: Sampling) -> Iterator[Line]:
     """Fidelity at every size."""
     for size in sizes:
-        for name, scenes in _asked(count).items():
-            share = fidelity.text_to_image(artist, reader, scenes, size, sampling)
-            yield f"{size[0]}x{size[1]}, {name}", str(share)
+        for name, right in drawn(artist, reader, size, count, sampling).items():
+            yield f"{size[0]}x{size[1]}, {name}", str(Share.of_all(right))
+
+
+def drawn(artist: Artist, reader: Judge, size: Size, count: int, sampling: Sampling) -> dict[str, NDArray[np.bool_]]:
+    """What was asked for, and which pictures show it."""
+    return {
+        name: fidelity.text_to_image(artist, reader, scenes, size, sampling) for name, scenes in _asked(count).items()
+    }
 
 
 def seeing(artist: Artist, reader: Judge, album: Album, count: int, sampling: Sampling) -> Iterator[Line]:

@@ -73,6 +73,7 @@ def _precision(engine: str, milliseconds: float | None) -> dict[str, Any]:
         "megabytes": 7.0,
         "agreement": {"image": {"positions": 100, "divergence": 0.01, "same": 0.97}},
         "shares": {f"32x32, {kind}": share for kind in ("one solid", "two solids", "held-out pair")},
+        "loss": {"points": -1.0, "low": -3.0, "high": 1.0},
         **(near("code_ms", milliseconds) if milliseconds else {"code_ms": None, "code_ms_spread": None}),
     }
 

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
 
-from mgpt_edge.finetune.fidelity import Share
+from mgpt_edge.finetune.fidelity import Difference, Share
 from mgpt_edge.finetune.judge import Judge, Reading, train_judge
 from mgpt_edge.finetune.pictures import Pictures
 from mgpt_edge.finetune.world import Scene, Solid
@@ -38,6 +41,19 @@ def test_interval_holds_the_share() -> None:
     assert low == pytest.approx(0.9155, abs=1e-3)
     assert high == pytest.approx(0.9897, abs=1e-3)
     assert Share(10, 10).interval[1] == 1.0
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.booleans()), min_size=50, max_size=400).filter(
+        lambda pairs: any(now != before for now, before in pairs)
+    )
+)
+def test_difference_is_scipys_paired_one(pairs: list[tuple[bool, bool]]) -> None:
+    right, before = np.array(pairs).T
+    found, wanted = Difference.of(right, before), stats.ttest_rel(right.astype(float), before.astype(float))
+    low, high = (100 * bound for bound in wanted.confidence_interval(0.95))
+    assert found.points == pytest.approx((low + high) / 2, abs=1e-9)
+    assert found.high - found.low == pytest.approx(high - low, rel=0.03)  # normal in place of t
 
 
 def test_judge_learns(tmp_path: Path) -> None:
