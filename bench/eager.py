@@ -75,6 +75,8 @@ class EagerRows:
         streams: that share passes.
     """
 
+    drawer = None
+
     def __init__(self, engine: EagerEngine, capacity: int, streams: int) -> None:
         config = engine.config
         self.engine, self.streams = engine, streams

@@ -92,6 +92,10 @@ class ImageLayout:
             return self.vocabulary.end_image
         return self.vocabulary.end_row if body % (self.columns + 1) == self.columns else None
 
+    def row_end(self, index: int) -> int:
+        """Where the end of the row of codes stands that holds the code at `index`."""
+        return index + self.columns - (index - 3) % (self.columns + 1)
+
     def interval(self, index: int) -> tuple[int, int]:
         """Half-open interval of the ids that may stand at `index`."""
         token = self.forced(index)

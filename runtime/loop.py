@@ -87,7 +87,7 @@ def answer(prompt: Prompt, feed: Feed, samplers: dict[Mode, Sampler | GroupedSam
     Raises:
         IncompleteAnswer: the limit was reached within a picture, or one was announced that is longer.
     """
-    form, logits = prompt.job.form, prompt.logits
+    form = prompt.job.form
     v, grammar = form.vocabulary, Grammar(form)
     before, started = feed.costs, time.perf_counter()
     while not grammar.done and len(grammar.tokens) < form.limit:
@@ -97,9 +97,7 @@ def answer(prompt: Prompt, feed: Feed, samplers: dict[Mode, Sampler | GroupedSam
                 wanted = feed.wants(grammar)
                 if wanted is not None:
                     feed.take((yield wanted))
-                logits = feed.logits
-            first_id = v.first_code if mode == "code" else 0
-            token = samplers[mode](*logits, first_id, *grammar.interval(), prompt.offset + len(grammar.tokens))
+            token = feed.draw(samplers[mode], grammar, prompt.offset + len(grammar.tokens))
         grammar.push(token)
         if len(grammar.tokens) > prompt.forced:
             feed.push(grammar)

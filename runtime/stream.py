@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mgpt_edge.runtime.feed import Ahead, Feed, Pass
+from mgpt_edge.runtime.feed import Ahead, ByItself, Feed, Pass
 from mgpt_edge.runtime.grammar import Grammar
+from mgpt_edge.runtime.sampling import Sampler
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.grouped import GroupedSampler
     from mgpt_edge.runtime.job import Job
     from mgpt_edge.runtime.loop import Step
-    from mgpt_edge.runtime.sampling import Sampler
     from mgpt_edge.runtime.window import Window
 
     Loop = Generator[Step | Pass, list[NDArray[np.float32]], None]
@@ -97,12 +97,14 @@ class Stream:
         """What takes an answer's tokens into the rows; they go back to the end of the prompt."""
         assert self.prompt is not None
         self._go_back(self.prompt.lengths)
-        guided, offset = self.prompt.job.request.guidance != 1, self.prompt.offset
-        if window is None:
-            feed = Feed(self.rows, self.row, guided=guided)
-        else:
+        guided, offset, drawer = self.prompt.job.request.guidance != 1, self.prompt.offset, self.rows.drawer
+        feed = Feed(self.rows, self.row, guided=guided)
+        if window is not None:
             feed = Ahead(self.rows, self.row, guided=guided, sampler=sampler, offset=offset, window=window)
+        elif drawer is not None and isinstance(sampler, Sampler):
+            feed = ByItself(self.rows, self.row, guided=guided, sampler=sampler, drawer=drawer)
         feed.uncond += self.prompt.unfed
+        feed.logits = self.prompt.logits
         return feed
 
     def proceed(self, logits: list[NDArray[np.float32]] | None = None) -> Iterator[Step]:

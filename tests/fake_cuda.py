@@ -40,7 +40,7 @@ class FakeCuda:
         self.blocks: dict[int, Any] = {}
         self.queue: deque[Callable[[], object]] = deque()
         self.captured: list[Callable[[], object]] | None = None
-        self.launches = self.graphs = 0
+        self.launches = self.graphs = self.waits = 0
 
     def enqueue(self, stream: int, work: Callable[[], object]) -> tuple[Status]:
         assert stream == STREAM
@@ -58,9 +58,13 @@ class FakeCuda:
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Status]:
         assert stream == STREAM
+        self.waits += 1
+        self._catch_up()
+        return (Status.cudaSuccess,)
+
+    def _catch_up(self) -> None:
         while self.queue:
             self.queue.popleft()()
-        return (Status.cudaSuccess,)
 
     def cudaStreamBeginCapture(self, _stream: int, _mode: int) -> tuple[Status]:
         self.captured = []
@@ -100,6 +104,8 @@ class FakeCuda:
         return Status.cudaSuccess, ctypes.addressof(block)
 
     def cudaFree(self, address: int) -> tuple[Status]:
+        """Waits, as CUDA's does, for what may still use the memory."""
+        self._catch_up()
         self.free += len(self.blocks.pop(address))
         return (Status.cudaSuccess,)
 

@@ -43,6 +43,7 @@ def _facts() -> dict[str, Any]:
         **{name: installed(name) for name in names},
         **_engines(),
         "decoder kernels": " ".join(_native.decoder_kernels()),
+        "cuda kernels": _cuda_kernels(),
         "cores": cores,
         "cpu features": " ".join(name for name, there in _native.cpu_features().items() if there) or "none known",
         "memory read": f"{bandwidth:.1f} GB/s with {cores} threads",
@@ -57,6 +58,18 @@ def _engines() -> dict[str, str]:
 
     lacking = {name: missing(name) for name in ENGINES}
     return {f"engine {name}": "ready" if lack is None else f"no: {lack}" for name, lack in lacking.items()}
+
+
+def _cuda_kernels() -> str:
+    """Whether TensorRT's engines draw codes on the GPU, or what keeps them from it."""
+    from mgpt_edge.runtime.engines.kernels import kernel_library
+    from mgpt_edge.runtime.errors import IncompatibleEngine
+
+    try:
+        kernel_library()
+    except IncompatibleEngine as error:
+        return f"none: {error}"
+    return "built in"
 
 
 def _gpu() -> str:

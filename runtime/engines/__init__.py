@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from mgpt_edge.runtime import memory
 from mgpt_edge.runtime.engines.cuda import CudaEngine, check_provider
 from mgpt_edge.runtime.engines.graphs import onnxruntime
+from mgpt_edge.runtime.engines.kernels import kernel_library
 from mgpt_edge.runtime.engines.native import NativeEngine
 from mgpt_edge.runtime.engines.ort import OrtEngine
 from mgpt_edge.runtime.engines.plans import library
 from mgpt_edge.runtime.engines.tensorrt import TensorRtEngine
-from mgpt_edge.runtime.engines.tensorrt10 import TensorRt10Engine, kernels
+from mgpt_edge.runtime.engines.tensorrt10 import TensorRt10Engine
 from mgpt_edge.runtime.errors import IncompatibleEngine
 from mgpt_edge.runtime.gpu import Gpu
 
@@ -37,7 +38,7 @@ CHECKS: dict[str, Callable[[], object]] = {
     "rtx": lambda: (Gpu(), library("rtx")),
     "cuda": lambda: check_provider(Gpu()),
     "tensorrt": lambda: (Gpu(), library("tensorrt")),
-    "tensorrt10": lambda: (Gpu(), library("tensorrt10"), kernels()),
+    "tensorrt10": lambda: (Gpu(), library("tensorrt10"), kernel_library()),
 }
 
 

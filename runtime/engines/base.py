@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from mgpt_edge.runtime.sampling import Sampler
+
 Head = Literal["image", "text"]
 
 
@@ -23,10 +25,55 @@ class Fed:
     last: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """Codes of a stream's picture that its engine draws by itself, a pass each.
+
+    Args:
+        row: the conditional one; with guidance the next one, too, holds the picture.
+        tokens: of the picture so far, from begin-of-image.
+        pending: the last so many of them, which the rows don't hold yet.
+        forced: [size] int32, the only token that may stand at an index of the picture, or -1.
+        until: index to draw up to, exclusive; the last of them is not fed.
+        sampler: draws the codes.
+    """
+
+    row: int
+    tokens: Sequence[int]
+    pending: int
+    forced: NDArray[np.int32]
+    until: int
+    sampler: Sampler
+
+    @property
+    def guided(self) -> bool:
+        return self.sampler.guidance != 1
+
+    @property
+    def rows(self) -> range:
+        """Those that the picture's tokens are fed to."""
+        return range(self.row, self.row + 1 + self.guided)
+
+
+class Drawer(Protocol):
+    """Goes on with a picture in the rows it belongs to."""
+
+    def draw(self, drawing: Drawing) -> list[int]:
+        """What stands in the picture at the indices from `len(drawing.tokens)` to `drawing.until`.
+
+        Raises:
+            NumericalError: as the sampler; the rows hold no more than before.
+        """
+
+
 class Rows(Protocol):
     """Cached rows of one or several streams: of stream s, row 2s is conditional and row 2s + 1 unconditional."""
 
     streams: int
+
+    @property
+    def drawer(self) -> Drawer | None:
+        """What draws codes without the host, where the engine can."""
 
     def length(self, row: int) -> int:
         """Positions of a row whose K/V are valid."""

@@ -89,6 +89,8 @@ class NativeRows:
         streams: that share passes.
     """
 
+    drawer = None
+
     def __init__(self, engine: NativeEngine, capacities: tuple[int, int], streams: int) -> None:
         vocabulary = engine.bundle.manifest.vocabulary
         self.decoder, self.streams = engine.decoder, streams

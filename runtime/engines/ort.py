@@ -113,6 +113,7 @@ class OrtRows:
     """
 
     streams = 1
+    drawer = None
 
     def __init__(self, engine: OrtEngine, capacities: tuple[int, int]) -> None:
         self.engine = engine

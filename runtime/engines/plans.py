@@ -61,6 +61,7 @@ class Plans:
         self.gpu = Gpu()
         self.title, self.trt = library(bundle.manifest.engine)
         self.rtx = bundle.manifest.engine == "rtx"
+        self.captures = not self.rtx  # TensorRT for RTX makes CUDA graphs itself
         self._engines: dict[str, list[Any]] = {}
         self.engines("decoder")
 
@@ -105,7 +106,7 @@ class Plans:
         if context is None or not context.set_optimization_profile_async(profile, self.gpu.stream):
             msg = f"no memory on {self.gpu.name} to run {graph}; see: mgpt estimate"
             raise IncompatibleEngine(msg)
-        return Context(context, self.gpu, graph, *self._tensors(engine), captured=profile == 0 and not self.rtx)
+        return Context(context, self.gpu, graph, *self._tensors(engine), captured=profile == 0 and self.captures)
 
     def residuals(self, graph: str) -> list[str]:
         """Names of what goes from part to part of a graph."""
@@ -169,7 +170,7 @@ class Context:
         graph: of the bundle's.
         inputs: names of what it takes.
         outputs: names of what it leaves.
-        captured: whether runs become one CUDA graph, from the second on: TensorRT for RTX makes its own.
+        captured: whether runs become one CUDA graph, from the second on.
     """
 
     def __init__(
@@ -193,13 +194,17 @@ class Context:
     def run(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Enqueues a run with inputs of these shapes; the others' are fixed, and of what is captured all are."""
         if self._recorded is None:
-            self._prepare(shapes)
             if not (self.captured and self._ran):
-                self._enqueue()
+                self.enqueue(shapes)
                 self._ran = True
                 return
-            self._recorded = self.gpu.capture(self._enqueue)
+            self._recorded = self.gpu.capture(lambda: self.enqueue(shapes))
         self.gpu.launch(self._recorded)
+
+    def enqueue(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """As `run`, and never as a CUDA graph: for what is itself part of one."""
+        self._prepare(shapes)
+        self._check(self._context.execute_async_v3(self.gpu.stream), "does not run")
 
     def _prepare(self, shapes: dict[str, tuple[int, ...]]) -> None:
         for name, shape in shapes.items():
@@ -208,9 +213,6 @@ class Context:
         if self._workspace is None or self._workspace.count < need:
             self._workspace = self.gpu.allocate(need)
             self._context.set_device_memory(self._workspace.address, need)
-
-    def _enqueue(self) -> None:
-        self._check(self._context.execute_async_v3(self.gpu.stream), "does not run")
 
     def _check(self, done: bool, what: str) -> None:
         if not done:
@@ -235,6 +237,10 @@ class Chain:
     def run(self, shapes: dict[str, tuple[int, ...]]) -> None:
         for context in self.contexts:
             context.run({name: shapes[name] for name in shapes.keys() & context.inputs})
+
+    def enqueue(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        for context in self.contexts:
+            context.enqueue({name: shapes[name] for name in shapes.keys() & context.inputs})
 
 
 def _store(cache: Any, path: Path) -> None:

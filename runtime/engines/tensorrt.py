@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mgpt_edge.runtime.engines.kernels import Kernels
+from mgpt_edge.runtime.engines.picture_loop import PictureLoop
 from mgpt_edge.runtime.engines.plans import Plans
-from mgpt_edge.runtime.errors import OutOfMemory
+from mgpt_edge.runtime.errors import IncompatibleEngine, OutOfMemory
 from mgpt_edge.runtime.rotary import rotary_tables
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mgpt_edge.runtime.bundle import Bundle
-    from mgpt_edge.runtime.engines.base import Fed, Head
+    from mgpt_edge.runtime.engines.base import Drawing, Fed, Head
     from mgpt_edge.runtime.engines.plans import Chain, Context
     from mgpt_edge.runtime.gpu import Buffer
 
@@ -50,6 +52,7 @@ class TensorRtEngine:
         self.plans = Plans(bundle)
         self._contexts: dict[tuple[str, int], Context | Chain] = {}
         self.gpu = self.plans.gpu
+        self.kernels = self._kernels()
         self.capacity = int(self.plans.engines("decoder")[0].get_tensor_shape("past.0.key")[2])
         self.most_tokens = self.capacity - 1  # what idles writes a token past its end
         d = bundle.manifest.dimensions
@@ -58,6 +61,13 @@ class TensorRtEngine:
             self.tables[name] = self.gpu.allocate(table.nbytes)
             self.gpu.upload(table, self.tables[name].address)
             self.gpu.wait()
+
+    def _kernels(self) -> Kernels | None:
+        """Ours, with which pictures draw themselves; without them each code goes through the host."""
+        try:
+            return Kernels(self.gpu)
+        except IncompatibleEngine:
+            return None
 
     def free_bytes(self) -> int:
         return self.gpu.free_bytes()
@@ -128,18 +138,25 @@ class TensorRtRows:
         names = [f"{layer}.{kind}" for layer in range(d.layers) for kind in ("key", "value")]
         cache_bytes = ROWS * d.kv_heads * engine.capacity * self.token_bytes
         self.cache = {name: gpu.allocate(cache_bytes) for name in names}
-        self.tokens, self.starts = gpu.pinned((ROWS * engine.widest,), np.int32), gpu.pinned((ROWS,), np.int32)
-        self.fed, self.placed = gpu.allocate(self.tokens.nbytes), gpu.allocate(self.starts.nbytes)
+        self.tokens, self.spans = gpu.pinned((ROWS * engine.widest,), np.int32), gpu.pinned((2, ROWS), np.int32)
+        self.fed, self.places = gpu.allocate(self.tokens.nbytes), gpu.allocate(self.spans.nbytes)
+        self.starts = self.places.address  # of each row, its tokens before a pass
+        self.ends = self.starts + self.spans[0].nbytes  # and after it
         self.hidden, self.selected = (gpu.allocate(ROWS * engine.widest * self.line) for _ in range(2))
         self.logits: dict[Head, tuple[NDArray[np.float32], Buffer]] = {}
-        self._decoders = [engine.plans.context("decoder", profile) for profile in (0, 1)]
-        self._heads: dict[tuple[Head, int], Context | Chain] = {}
         self.between = {name: gpu.allocate(self.hidden.count) for name in engine.plans.residuals("decoder")}
-        for context in self._decoders:
-            context.bind({name: buffer.address for name, buffer in self.between.items()})
-            context.bind({"tokens": self.fed.address, "lengths": self.placed.address, "hidden": self.hidden.address})
-            context.bind({name: table.address for name, table in engine.tables.items()})
-            self._bind_cache(context)
+        self._decoders = [self.decoder(profile) for profile in (0, 1)]
+        self._heads: dict[tuple[Head, int], Context | Chain] = {}
+        self._loop: PictureLoop | None = None
+
+    def decoder(self, profile: int) -> Context | Chain:
+        """A context of the decoder that reads and writes the rows' arrays."""
+        context = self.engine.plans.context("decoder", profile)
+        context.bind({name: buffer.address for name, buffer in self.between.items()})
+        context.bind({"tokens": self.fed.address, "lengths": self.starts, "hidden": self.hidden.address})
+        context.bind({name: table.address for name, table in self.engine.tables.items()})
+        self._bind_cache(context)
+        return context
 
     def _bind_cache(self, context: Context | Chain) -> None:
         """The decoder writes the new keys and values where they belong."""
@@ -170,20 +187,32 @@ class TensorRtRows:
         """One pass of the decoder; a row with fewer tokens computes others after them, which nothing counts."""
         tokens = self.tokens[: ROWS * width].reshape(ROWS, width)
         tokens[:] = 0
-        self.starts[:] = self.lengths
         parts = [(fed.row, fed.tokens[start : start + width]) for fed in feeds]
         for row, part in parts:
             tokens[row, : len(part)] = part
         self.gpu.upload(tokens, self.fed.address)
-        self.gpu.upload(self.starts, self.placed.address)
-        passed = dict.fromkeys(self.between, (ROWS, width, self.line // FLOAT_BYTES))
-        self._decoders[width > 1].run({"tokens": (ROWS, width), "lengths": (ROWS,), **passed})
+        self.upload_lengths({row: len(part) for row, part in parts})
+        self._decoders[width > 1].run(self.shapes(width))
+        self.place(width)
         for row, part in parts:
             self.lengths[row] += len(part)
-        self._append(width)
 
-    def _append(self, width: int) -> None:
-        """Nothing is left to do."""
+    def upload_lengths(self, fed: dict[int, int]) -> None:
+        """Tokens of each row before a pass, and after one that is fed so many of some."""
+        self.spans.T[:] = [(length, length + fed.get(row, 0)) for row, length in enumerate(self.lengths)]
+        self.gpu.upload(self.spans, self.starts)
+
+    def shapes(self, width: int) -> dict[str, tuple[int, ...]]:
+        """Of what the decoder takes."""
+        passed = dict.fromkeys(self.between, (ROWS, width, self.line // FLOAT_BYTES))
+        return {"tokens": (ROWS, width), "lengths": (ROWS,), **passed}
+
+    def head_shapes(self, count: int) -> dict[str, tuple[int, ...]]:
+        """Of what a head takes for the logits of so many tokens."""
+        return {"hidden": (1, count, self.line // FLOAT_BYTES)}
+
+    def place(self, width: int) -> None:
+        """Enqueues what brings a pass' keys and values into the cache: nothing, they are there."""
 
     def _read(
         self, feeds: Sequence[Fed], start: int, width: int, head: Head, out: NDArray[np.float32], address: int
@@ -201,7 +230,7 @@ class TensorRtRows:
             count = sum(lines for _, lines, _ in spans)
             context = self._head(head, count)
             context.bind({"hidden": self._gather(spans), "logits": address})
-            context.run({"hidden": (1, count, self.line // FLOAT_BYTES)})
+            context.run(self.head_shapes(count))
             done = 0
             for _, lines, place in spans:
                 self.gpu.download(address + done * out[0].nbytes, out[place : place + lines])
@@ -234,6 +263,18 @@ class TensorRtRows:
             self.logits[head] = out, self.gpu.allocate(out.nbytes)
         out, buffer = self.logits[head]
         return out[:wanted], buffer.address
+
+    @property
+    def drawer(self) -> TensorRtRows | None:
+        return self if self.engine.kernels is not None else None
+
+    def draw(self, drawing: Drawing) -> list[int]:
+        """As `engines.base.Drawer`."""
+        assert self.engine.kernels is not None
+        with self.engine.lock:
+            if self._loop is None:
+                self._loop = PictureLoop(self, self.engine.kernels)
+            return self._loop.draw(self, drawing)
 
     def rollback(self, row: int, length: int) -> None:
         self.lengths[row] = length

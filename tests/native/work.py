@@ -72,6 +72,7 @@ class Constant:
     """Rows that answer every pass with the same logits: what is left is the loop's own work."""
 
     streams = 1
+    drawer = None
 
     def __init__(self) -> None:
         self.lengths = [0, 0]

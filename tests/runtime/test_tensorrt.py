@@ -6,6 +6,7 @@ import ctypes
 import json
 import shutil
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,14 +20,18 @@ from mgpt_edge.export import plans as compiled
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.cut import cut
 from mgpt_edge.runtime import gpu
+from mgpt_edge.runtime.answer import Picture
 from mgpt_edge.runtime.bundle import MANIFEST, Bundle, sha256, write_atomically
-from mgpt_edge.runtime.engines import load_engine, plans, tensorrt, tensorrt10
+from mgpt_edge.runtime.engines import kernels as engine_kernels
+from mgpt_edge.runtime.engines import load_engine, plans, tensorrt
 from mgpt_edge.runtime.engines.base import Fed
+from mgpt_edge.runtime.engines.kernels import PICTURES
 from mgpt_edge.runtime.engines.ort import OrtEngine
 from mgpt_edge.runtime.engines.plans import part_names
 from mgpt_edge.runtime.engines.tensorrt import TensorRtEngine
-from mgpt_edge.runtime.errors import IncompatibleEngine, OutOfMemory
+from mgpt_edge.runtime.errors import IncompatibleEngine, NumericalError, OutOfMemory
 from mgpt_edge.runtime.golden import recompute
+from mgpt_edge.runtime.loop import FinishedRow
 from mgpt_edge.runtime.manifest import FileEntry, Plan
 from mgpt_edge.runtime.model import Model
 from tests.fake_cuda import FakeCuda
@@ -68,17 +73,36 @@ def kernels(tmp_path_factory):
     return ctypes.CDLL(str(path))
 
 
+@pytest.fixture
+def library(cuda, kernels, monkeypatch):
+    """Our kernels are built in: each launch reads what the host passes at once, and runs on the stream's turn."""
+
+    def launched(name, *places):
+        """A call of which the arguments at `places` are (index, bytes) of the host's memory."""
+
+        def launch(*arguments):
+            given, stream = list(arguments[:-1]), arguments[-1]
+            copies = {
+                at: ctypes.create_string_buffer(ctypes.string_at(given[at].value, size), size) for at, size in places
+            }
+            for at, copy in copies.items():
+                given[at] = ctypes.c_void_p(ctypes.addressof(copy))
+            call = getattr(kernels, f"mgpt_cuda_{name}")
+            cuda.enqueue(stream.value, lambda: (call(*given, stream), copies))
+            return 0
+
+        return launch
+
+    calls = {
+        "mgpt_cuda_append": launched("append", (2, 24)),
+        "mgpt_cuda_step": launched("step", (0, PICTURES.itemsize)),
+    }
+    monkeypatch.setattr(engine_kernels, "kernel_library", lambda: SimpleNamespace(**calls))
+
+
 @pytest.fixture(params=["rtx", "tensorrt10"])  # tensorrt differs from rtx in its contexts only
-def load(request, cuda, kernels, bundle_of, monkeypatch):
+def load(request, library, bundle_of):
     """(kind, precision) -> the engine."""
-
-    def append(blocks, count, shape, lengths, totals, stream):
-        copy = np.ctypeslib.as_array((ctypes.c_uint32 * 6).from_address(shape.value)).copy()  # read during the call
-        call = (blocks, count, ctypes.c_void_p(copy.ctypes.data), lengths, totals, stream)
-        cuda.enqueue(stream.value, lambda: (kernels.mgpt_cuda_append(*call), copy))
-        return 0
-
-    monkeypatch.setattr(tensorrt10, "kernels", lambda: SimpleNamespace(mgpt_cuda_append=append))
     return lambda kind, precision, parts=1: load_engine(
         built(bundle_of(kind, precision, request.param), parts=parts), 1
     )
@@ -154,6 +178,58 @@ def test_a_picture_is_the_one_that_onnxruntime_draws(cuda, bundle_of, monkeypatc
     exact = Model(bundle_of("7b", "fp32", "cpu")).generate("a red cube", **settings)
     assert np.abs(np.asarray(drawn, int) - np.asarray(exact, int)).mean() < 1
     assert model.chat().context <= model.engine.most_tokens
+
+
+@pytest.mark.parametrize("engine", ["rtx", "tensorrt", "tensorrt10"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_pictures_draw_themselves(engine, guidance, library, cuda, bundle_of):
+    """The tokens that go through the host otherwise, whatever was drawn before, and one wait a row of codes."""
+    bundle = built(bundle_of("7b", "fp16", engine))
+    itself, through = Model(bundle), Model(bundle)
+    through.engine.open = lambda *given: without_drawer(type(through.engine).open(through.engine, *given))
+    for size, seed, columns in (((96, 160), 3, 6), ((128, 128), 4, 8)):
+        settings = {"size": size, "seed": seed, "guidance": guidance, "top_k": 20}
+        expected, _, _ = drawn(through, cuda, settings)
+        tokens, rows, waits = drawn(itself, cuda, settings)
+        assert tokens == expected
+        assert waits < len(rows) + 10  # some for the prompt, and for the picture of the codes
+        # The first code comes with the prompt; an end of a row has a pass of its own.
+        assert [row.passes for row in rows] == [columns - 1, *[columns + 1] * (len(rows) - 1)]
+    assert (cuda.launches > 0) == (engine != "rtx")
+
+
+def drawn(model, cuda, settings):
+    """Tokens and rows of a picture, and how often the host waited."""
+    before = cuda.waits
+    events = list(model.stream("a red cube", **settings))
+    (picture,) = (event for event in events if isinstance(event, Picture))
+    return picture.tokens, [event for event in events if isinstance(event, FinishedRow)], cuda.waits - before
+
+
+def without_drawer(rows):
+    """Rows whose codes go through the host."""
+    rows.__class__ = type("Through", (type(rows),), {"drawer": None})
+    return rows
+
+
+def test_logits_that_are_not_numbers_say_where(library, cuda, bundle_of, monkeypatch):
+    """And the engine stays usable."""
+    model = Model(built(bundle_of("7b", "fp16", "rtx")))
+    settings = {"size": (128, 128), "seed": 3}
+    good = model.generate("a red cube", **settings)
+    step, steps = engine_kernels.Kernels.step, count()
+
+    def spoilt(kernels, pictures):
+        if next(steps) == 20:
+            logits = int(pictures["logits"][0])
+            cuda.enqueue(kernels.gpu.stream, lambda: ctypes.memset(logits, 255, 4))
+        step(kernels, pictures)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_kernels.Kernels, "step", spoilt)
+        with pytest.raises(NumericalError, match=r"the logits of the code at index \d+ of the picture hold NaN"):
+            model.generate("a red cube", **settings)
+    assert np.array_equal(np.asarray(model.generate("a red cube", **settings)), np.asarray(good))
 
 
 @pytest.mark.parametrize("size", [(64, 96), (128, 128)])
