@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mgpt_edge.runtime.feed import Ahead, ByItself, Feed, Pass
+from mgpt_edge.runtime.feed import Ahead, Feed, Pass
 from mgpt_edge.runtime.grammar import Grammar
+from mgpt_edge.runtime.row_feed import RowFeed
 from mgpt_edge.runtime.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Stream:
         if window is not None:
             feed = Ahead(self.rows, self.row, guided=guided, sampler=sampler, offset=offset, window=window)
         elif drawer is not None and isinstance(sampler, Sampler):
-            feed = ByItself(self.rows, self.row, guided=guided, sampler=sampler, drawer=drawer)
+            feed = RowFeed(self.rows, self.row, guided=guided, sampler=sampler, drawer=drawer)
         feed.uncond += self.prompt.unfed
         feed.logits = self.prompt.logits
         return feed

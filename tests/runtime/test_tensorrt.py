@@ -198,6 +198,16 @@ def test_pictures_draw_themselves(engine, guidance, library, cuda, bundle_of):
     assert (cuda.launches > 0) == (engine != "rtx")
 
 
+def test_rows_that_are_kept_are_not_drawn(library, cuda, bundle_of):
+    bundle = built(bundle_of("7b", "fp16", "rtx"))
+    itself, through = Model(bundle), Model(bundle)
+    through.engine.open = lambda *given: without_drawer(TensorRtEngine.open(through.engine, *given))
+    first = itself.generate("a red cube", size=(128, 128), seed=3)
+    again, expected = (model.redraw(first, keep_rows=range(2, 5), seed=4) for model in (itself, through))
+    assert np.array_equal(np.asarray(again), np.asarray(expected))
+    assert not np.array_equal(np.asarray(again), np.asarray(first))
+
+
 def drawn(model, cuda, settings):
     """Tokens and rows of a picture, and how often the host waited."""
     before = cuda.waits
