@@ -84,10 +84,9 @@ class Feed:
             self.uncond.clear()
         self.logits = logits[0][0], logits[1][0] if len(logits) > 1 else None
 
-    def draw(self, sampler: Sampler | GroupedSampler, grammar: Grammar, position: int) -> int:
-        """The token that comes next, from `logits`."""
-        first_id = grammar.form.vocabulary.first_code if grammar.mode == "code" else 0
-        return sampler(*self.logits, first_id, *grammar.interval(), position)
+    def draw(self, sampler: Sampler | GroupedSampler, first_id: int, low: int, high: int, position: int) -> int:
+        """The token that comes next, of `logits`; arguments as the sampler's."""
+        return sampler(*self.logits, first_id, low, high, position)
 
     def settle(self) -> None:
         """The rows hold the answer's own tokens and nothing else."""

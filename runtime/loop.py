@@ -97,7 +97,8 @@ def answer(prompt: Prompt, feed: Feed, samplers: dict[Mode, Sampler | GroupedSam
                 wanted = feed.wants(grammar)
                 if wanted is not None:
                     feed.take((yield wanted))
-            token = feed.draw(samplers[mode], grammar, prompt.offset + len(grammar.tokens))
+            first_id = v.first_code if mode == "code" else 0
+            token = feed.draw(samplers[mode], first_id, *grammar.interval(), prompt.offset + len(grammar.tokens))
         grammar.push(token)
         if len(grammar.tokens) > prompt.forced:
             feed.push(grammar)

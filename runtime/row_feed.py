@@ -72,5 +72,5 @@ class RowFeed(Feed):
         """Whether the same tokens wait for both rows."""
         return self.cond == self.uncond
 
-    def draw(self, sampler: Sampler | GroupedSampler, grammar: Grammar, position: int) -> int:
-        return self.drawn.popleft() if self.drawn else super().draw(sampler, grammar, position)
+    def draw(self, sampler: Sampler | GroupedSampler, first_id: int, low: int, high: int, position: int) -> int:
+        return self.drawn.popleft() if self.drawn else super().draw(sampler, first_id, low, high, position)
