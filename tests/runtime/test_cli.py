@@ -181,7 +181,13 @@ def test_ctrl_c_saves_the_rows_so_far(bundle, tmp_path):
     arguments = ["generate", "a cat", "--size", "1024x1024", "--count", "8", "-o", "big.png", "--preview", "now.png"]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     process = subprocess.Popen(
-        [*MGPT, *arguments, "--model", bundle], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment
+        [*MGPT, *arguments, "--model", bundle],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # What a shell starts in the background ignores Ctrl-C, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  no threads here
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "now.png").exists() and time.monotonic() < deadline:
