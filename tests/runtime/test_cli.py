@@ -187,7 +187,7 @@ def test_ctrl_c_saves_the_rows_so_far(bundle, tmp_path):
         text=True,
         env=environment,
         # What a shell starts in the background ignores Ctrl-C, and so do its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  no threads here
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  a signal is all it sets
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "now.png").exists() and time.monotonic() < deadline:
