@@ -21,7 +21,7 @@ from mgpt_edge.bench.quality import BundleArtist
 from mgpt_edge.bench.spread import summary
 from mgpt_edge.cli.conversations import read_conversations
 from mgpt_edge.export.agreement import Agreement, agreement
-from mgpt_edge.export.bundle import export_bundle
+from mgpt_edge.export.bundle import export_bundle, rescaled
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.engines import ENGINES, NEED_STATISTICS
 from mgpt_edge.export.gptq import round_checkpoint, rounded_checkpoint
@@ -128,10 +128,14 @@ class Table:
         out = self.folder / f"{engine}-{precision}{'-gptq' * gptq}"
         weights = self._rounded(engine) if gptq else self.checkpoint
         bundle = export_bundle(weights, out, precision=precision, engine=engine, statistics=statistics)
-        ran = _runs(engine)
-        other = None if ran else EagerEngine(weights, precision, engine, statistics)
-        model = Model(bundle, engine=other)
-        self.models.append(model if ran else None)
+        if _runs(engine):
+            model = Model(bundle)
+            self.models.append(model)
+        else:
+            if statistics is not None:
+                weights, statistics = rescaled(weights, statistics, precision, engine)  # as in the bundle
+            model = Model(bundle, engine=EagerEngine(weights, precision, engine, statistics))
+            self.models.append(None)
         side, drawn = bundle.manifest.pictures.target_size, self._drawn(model)
         return Line(
             engine=engine,

@@ -82,7 +82,7 @@ def export_bundle(
     target_size = target_size or checkpoint.defaults.target_size
     if statistics is not None:
         progress("rescaling", 0, 1)
-        checkpoint, statistics = _rescaled(checkpoint, statistics, precision, engine)
+        checkpoint, statistics = rescaled(checkpoint, statistics, precision, engine)
     with _temporary(out) as folder:
         graphs = _vq_graphs(checkpoint, narrow=precision in m.HALF_VQ, tensorrt=engine in TARGETS)
         if engine == "tensorrt10":
@@ -134,10 +134,10 @@ def _check_request(
         raise InvalidRequest(msg)
 
 
-def _rescaled(
+def rescaled(
     checkpoint: Checkpoint, statistics: Statistics, precision: str, engine: str
 ) -> tuple[Checkpoint, Statistics | None]:
-    """What is rounded, and what its scales of activations are taken from."""
+    """The weights that are rounded, and what scales of activations are taken from."""
     if precision == "w8a8":
         return smooth(checkpoint, statistics)
     if precision in CALIBRATED:
