@@ -10,7 +10,7 @@ from torch import nn
 
 from mgpt_edge.export.golden import load_block
 from mgpt_edge.export.model import Decoder
-from mgpt_edge.export.quantise import embedded, quantised_linear
+from mgpt_edge.export.quantise import embedded, image_head_precision, quantised_linear
 from mgpt_edge.export.vqgan import VQGAN
 from mgpt_edge.runtime import memory
 from mgpt_edge.runtime.rotary import rotary_tables
@@ -45,7 +45,7 @@ class EagerEngine:
         head, (low, high) = checkpoint.tensor("lm_head.weight"), checkpoint.vocabulary.code_range
         largest = statistics and statistics.largest_of("lm_head.weight")
         self.heads: dict[Head, nn.Module] = {
-            "image": quantised_linear(head[low:high], precision, engine, largest),
+            "image": quantised_linear(head[low:high], image_head_precision(precision, engine), engine, largest),
             "text": quantised_linear(head, precision, engine, largest),
         }
         self.vq = VQGAN(checkpoint.vq.config).eval()

@@ -22,7 +22,7 @@ from mgpt_edge.export.lower import cpu, cuda, native, tensorrt, tensorrt10
 from mgpt_edge.export.lower.half import half_if_it_can
 from mgpt_edge.export.lower.vq import lower_vq
 from mgpt_edge.export.mixed import mix
-from mgpt_edge.export.quantise import CALIBRATED
+from mgpt_edge.export.quantise import CALIBRATED, image_head_precision
 from mgpt_edge.export.targets import TARGETS
 from mgpt_edge.export.tokenizer import text_tokenizer
 from mgpt_edge.runtime import manifest as m
@@ -185,11 +185,12 @@ def _decoder_graphs(
     else:
         lower_head, decoder = lower.lower_head, lower.lower_decoder(traced, checkpoint.array, precision)
 
-    def head(start: int, stop: int) -> ir.Model:
+    def head(start: int, stop: int, precision: str) -> ir.Model:
         graph = trace.trace_head(config.hidden_size, stop - start)
         return lower_head(graph, lambda _: checkpoint.array("lm_head.weight")[start:stop], precision)
 
-    return {"decoder": decoder, "head_image": head(*vocabulary.code_range), "head_text": head(0, vocabulary.size)}
+    image = head(*vocabulary.code_range, image_head_precision(precision, engine))
+    return {"decoder": decoder, "head_image": image, "head_text": head(0, vocabulary.size, precision)}
 
 
 def _vq_graphs(checkpoint: Checkpoint, *, narrow: bool, tensorrt: bool) -> dict[str, ir.Model]:

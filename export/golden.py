@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mgpt_edge.export.model import Block, causal_attention
-from mgpt_edge.export.quantise import embedded, precision_of, quantised_linear
+from mgpt_edge.export.quantise import embedded, image_head_precision, precision_of, quantised_linear
 from mgpt_edge.runtime.golden import Golden
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def golden_logits(checkpoint: Checkpoint, precision: str, engine: str, statistic
     largest = statistics and statistics.largest_of("lm_head.weight")
     head = quantised_linear(
         checkpoint.tensor("lm_head.weight")[low:high],
-        precision_of(checkpoint, "lm_head.weight", precision),
+        precision_of(checkpoint, "lm_head.weight", image_head_precision(precision, engine)),
         engine,
         largest,
     )

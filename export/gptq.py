@@ -19,7 +19,7 @@ from torch import Tensor
 from mgpt_edge.export.checkpoint import EMBEDDING, HEAD
 from mgpt_edge.export.golden import load_block
 from mgpt_edge.export.model import causal_attention
-from mgpt_edge.export.quantise import BLOCKS, embedded
+from mgpt_edge.export.quantise import BLOCKS, embedded, image_head_precision
 from mgpt_edge.export.quantise.gptq import compensated
 from mgpt_edge.export.rewritten import Rewritten
 from mgpt_edge.export.statistics import INPUTS
@@ -99,6 +99,8 @@ def rounded_checkpoint(checkpoint: Checkpoint, folder: Path, engine: str) -> Rew
             _check(file.metadata(), wanted, folder)
             names = [name.removesuffix(".values") for name in file.keys() if name.endswith(".values")]  # noqa: SIM118
         changes |= {name: partial(_values, path, name) for name in names}
+    if HEAD in changes and image_head_precision("int4", engine) != "int4":
+        changes[HEAD] = partial(_but_codes, changes[HEAD], slice(*checkpoint.vocabulary.code_range))
     return Rewritten.of(checkpoint, changes)
 
 
@@ -168,6 +170,13 @@ def _weight(values: Tensor, scales: Tensor) -> Tensor:
 def _values(path: Path, name: str, _: Tensor) -> Tensor:
     with _opened(path, "round the weights again: mgpt gptq") as file:
         return _weight(file.get_tensor(f"{name}.values"), file.get_tensor(f"{name}.scales"))
+
+
+def _but_codes(rounded: Callable[[Tensor], Tensor], codes: slice, original: Tensor) -> Tensor:
+    """A head whose rows for codes stay as they were: those have more bits."""
+    head = rounded(original)
+    head[codes] = original[codes].to(head.dtype)
+    return head
 
 
 def _facts(checkpoint: Checkpoint, engine: str) -> dict[str, str]:

@@ -69,6 +69,15 @@ def embedded(rows: Tensor, precision: str, engine: str) -> Tensor:
     return rows.float()
 
 
+def image_head_precision(precision: str, engine: str) -> str:
+    """What the head over the codes has in a bundle of `precision`.
+
+    8 bits beside fewer, and in place of floats of 8: it is a two-hundredth of a model's weights, and what its rounding
+    loses is in the logits at once. `native` has one head for codes and text.
+    """
+    return "int8" if precision in {"int4", "fp8", "nvfp4"} and engine != "native" else precision
+
+
 def precision_of(checkpoint: Checkpoint, weight: str, precision: str) -> str:
     """What the linear with the weight of this name has in a bundle of `precision`."""
     if precision != "mixed":

@@ -134,6 +134,16 @@ def test_bundle_has_the_rounded_weights_and_follows_the_checkpoint_better(checkp
     assert bundle.manifest.created["checkpoint"] == checkpoint.fingerprint()
 
 
+def test_codes_stay_where_their_head_has_more_bits(checkpoint, folder):
+    """The engines share blocks, and so what was rounded for the one serves the other."""
+    head, codes = "lm_head.weight", slice(*checkpoint.vocabulary.code_range)
+    exact, words = checkpoint.tensor(head), slice(checkpoint.vocabulary.code_range[1], None)
+    in_4_bits, in_8_bits = (rounded_checkpoint(checkpoint, folder, engine).tensor(head) for engine in ("native", "cpu"))
+    assert torch.equal(in_8_bits[codes], exact[codes])
+    assert not torch.equal(in_4_bits[codes], exact[codes])
+    assert torch.equal(in_8_bits[words], in_4_bits[words])
+
+
 def test_a_killed_run_goes_on_with_the_next_layer(checkpoint, folder, tmp_path, monkeypatch):
     def killed(layer, _):
         if layer == 1:

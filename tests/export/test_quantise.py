@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -70,3 +71,10 @@ def test_packing_error_is_half_a_step():
 def test_int4_refuses_a_width_it_cannot_pack():
     with pytest.raises(CheckpointError, match="--precision int8"):
         int4.pack(np.ones((4, 40), np.float32))
+
+
+def test_codes_have_a_head_of_8_bits_beside_4(bundle_of):
+    folder = bundle_of("7b", "int4", "cpu").folder
+    image, text = (onnx.load(folder / f"head_{head}.onnx", load_external_data=False) for head in ("image", "text"))
+    assert {"MatMulIntegerToFloat"} == {node.op_type for node in image.graph.node if "MatMul" in node.op_type}
+    assert {"MatMulNBits"} == {node.op_type for node in text.graph.node if "MatMul" in node.op_type}
