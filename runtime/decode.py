@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mgpt_edge.runtime.loop import answer, samplers_of
+from mgpt_edge.runtime.row_feed import RowFeed
 from mgpt_edge.runtime.stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from mgpt_edge.runtime.engines.base import Rows
+    from mgpt_edge.runtime.grammar import Mode
     from mgpt_edge.runtime.job import Job
-    from mgpt_edge.runtime.loop import Step
+    from mgpt_edge.runtime.loop import Draw, Step
     from mgpt_edge.runtime.stream import Loop
     from mgpt_edge.runtime.window import Window
 
@@ -68,4 +70,8 @@ def _answer(stream: Stream, holder: Stream | None, job: Job, attempt: int, numbe
         stream.share(holder)
     assert stream.prompt is not None
     samplers = samplers_of(job.request, attempt)
-    yield from answer(stream.prompt, stream.feed(samplers["code"], window), samplers, number)
+    feed = stream.feed(samplers["code"], window)
+    draws: dict[Mode, Draw] = {**samplers}
+    if isinstance(feed, RowFeed):
+        draws["code"] = feed
+    yield from answer(stream.prompt, feed, draws, number)

@@ -84,10 +84,6 @@ class Feed:
             self.uncond.clear()
         self.logits = logits[0][0], logits[1][0] if len(logits) > 1 else None
 
-    def draw(self, sampler: Sampler | GroupedSampler, first_id: int, low: int, high: int, position: int) -> int:
-        """The token that comes next, of `logits`; arguments as the sampler's."""
-        return sampler(*self.logits, first_id, low, high, position)
-
     def settle(self) -> None:
         """The rows hold the answer's own tokens and nothing else."""
 

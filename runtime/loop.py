@@ -12,11 +12,16 @@ from mgpt_edge.runtime.grouped import GroupedSampler
 from mgpt_edge.runtime.sampling import Sampler
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mgpt_edge.runtime.feed import Feed
     from mgpt_edge.runtime.grammar import Form, Mode
     from mgpt_edge.runtime.layout import ImageLayout
     from mgpt_edge.runtime.request import Request
     from mgpt_edge.runtime.stream import Loop, Prompt
+
+    Draw = Callable[..., int]
+    """Arguments as `Sampler`'s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,7 @@ class End:
 Step = FinishedRow | Word | End
 
 
-def answer(prompt: Prompt, feed: Feed, samplers: dict[Mode, Sampler | GroupedSampler], number: int) -> Loop:
+def answer(prompt: Prompt, feed: Feed, draws: dict[Mode, Draw], number: int) -> Loop:
     """One answer to a prompt; pauses where it needs a pass, and is sent its logits.
 
     Forced tokens are never sampled: they are fed together with the token before them.
@@ -81,7 +86,7 @@ def answer(prompt: Prompt, feed: Feed, samplers: dict[Mode, Sampler | GroupedSam
     Args:
         prompt: in the rows that are fed.
         feed: takes the answer's tokens into them.
-        samplers: for each kind of token.
+        draws: samplers, or what hands out their draws, for each kind of token.
         number: of the answer, and of its first picture.
 
     Raises:
@@ -98,7 +103,7 @@ def answer(prompt: Prompt, feed: Feed, samplers: dict[Mode, Sampler | GroupedSam
                 if wanted is not None:
                     feed.take((yield wanted))
             first_id = v.first_code if mode == "code" else 0
-            token = feed.draw(samplers[mode], first_id, *grammar.interval(), prompt.offset + len(grammar.tokens))
+            token = draws[mode](*feed.logits, first_id, *grammar.interval(), prompt.offset + len(grammar.tokens))
         grammar.push(token)
         if len(grammar.tokens) > prompt.forced:
             feed.push(grammar)

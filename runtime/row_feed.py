@@ -11,9 +11,10 @@ from mgpt_edge.runtime.engines.base import Drawing
 from mgpt_edge.runtime.feed import Feed, Pass
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from mgpt_edge.runtime.engines.base import Drawer, Rows
     from mgpt_edge.runtime.grammar import Grammar
-    from mgpt_edge.runtime.grouped import GroupedSampler
     from mgpt_edge.runtime.sampling import Sampler
 
 FEW = 2
@@ -72,5 +73,14 @@ class RowFeed(Feed):
         """Whether the same tokens wait for both rows."""
         return self.cond == self.uncond
 
-    def draw(self, sampler: Sampler | GroupedSampler, first_id: int, low: int, high: int, position: int) -> int:
-        return self.drawn.popleft() if self.drawn else super().draw(sampler, first_id, low, high, position)
+    def __call__(
+        self,
+        cond: NDArray[np.float32],
+        uncond: NDArray[np.float32] | None,
+        first_id: int,
+        low: int,
+        high: int,
+        position: int,
+    ) -> int:
+        """As the sampler: what the engine drew with it, or a draw by the host."""
+        return self.drawn.popleft() if self.drawn else self.sampler(cond, uncond, first_id, low, high, position)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.engines.tensorrt import TensorRtRows
     from mgpt_edge.runtime.gpu import Graph
 
-ROWS = 2
 ID_BYTES = LOGIT_BYTES = 4
 
 
@@ -39,8 +38,8 @@ class PictureLoop:
         self.kernels, self.gpu = kernels, gpu
         self.forced, self.tokens = gpu.allocate(capacity * ID_BYTES), gpu.allocate(capacity * ID_BYTES)
         self.picture, self.cursor = gpu.allocate(PICTURE.itemsize), gpu.allocate(CURSOR.itemsize)
-        self.positions = gpu.allocate(ROWS * ID_BYTES)  # of engines that take them
-        self.logits = gpu.allocate(ROWS * rows.ids["image"] * LOGIT_BYTES)
+        self.positions = gpu.allocate(len(rows.lengths) * ID_BYTES)  # of engines that take them
+        self.logits = gpu.allocate(len(rows.lengths) * rows.ids["image"] * LOGIT_BYTES)
         # Contexts of its own: what other passes leave in theirs does not touch what is recorded.
         self.decoder, self.head = rows.decoder(0), rows.engine.plans.context("head_image", 0)
         self.head.bind({"hidden": rows.hidden.address, "logits": self.logits.address})
@@ -75,7 +74,7 @@ class PictureLoop:
         picture["guidance"], picture["temperature"] = sampler.guidance, sampler.temperature
         picture["seed"] = sampler.seed
         cursor = np.array([(known, 1, DRAWN)], CURSOR)
-        tokens, fed = np.array(drawing.tokens, np.int32), np.zeros(ROWS, np.int32)
+        tokens, fed = np.array(drawing.tokens, np.int32), np.zeros(len(rows.lengths), np.int32)
         fed[list(drawing.rows)] = tokens[known - 1]
         rows.upload_lengths(dict.fromkeys(drawing.rows, 1))
         places = (self.picture, self.cursor, self.forced, self.tokens, rows.fed)
@@ -108,7 +107,7 @@ class PictureLoop:
     def _enqueue(self, rows: TensorRtRows, pictures: NDArray[Any]) -> None:
         self.decoder.enqueue(rows.shapes(1))
         rows.place(1)
-        self.head.enqueue(rows.head_shapes(ROWS))
+        self.head.enqueue(rows.head_shapes(len(rows.lengths)))
         self.kernels.step(pictures)
 
     def _check(self, status: int, index: int) -> None:
