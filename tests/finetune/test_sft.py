@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
+from torch import nn
 
 from mgpt_edge.export.config import DecoderConfig
 from mgpt_edge.export.model import Decoder
@@ -22,7 +23,7 @@ from mgpt_edge.finetune.album import Album
 from mgpt_edge.finetune.conversation import UNLABELLED, Turn, encode_conversation
 from mgpt_edge.finetune.corpus import Corpus, Group, Part, world_text
 from mgpt_edge.finetune.draw import Sampling, draw, say
-from mgpt_edge.finetune.optimizer import MuonAdamW
+from mgpt_edge.finetune.optimizer import Muon, MuonAdamW
 from mgpt_edge.finetune.pictures import Pictures
 from mgpt_edge.finetune.sft import Recipe, Stage, initialise, small_decoder
 from mgpt_edge.finetune.tasks import TASKS
@@ -194,6 +195,23 @@ def test_training_learns_and_resumes_alike(corpus: Corpus, tmp_path: Path, muon:
     assert np.mean(whole[-5:]) < left * whole[0]
     run(corpus, tmp_path / "cut", 12, muon)
     assert run(corpus, tmp_path / "cut", 30, muon) == whole[12:]
+
+
+def test_muon_takes_torchs_steps() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours = [nn.Parameter(torch.randn(shape, generator=generator) / 50) for shape in ((64, 96), (96, 32))]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    before = [p.detach().clone() for p in ours]
+    pair = Muon(ours, 1e-2, 0.1), torch.optim.Muon(theirs, 1e-2, 0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(5):
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn(mine.shape, generator=generator)
+            other.grad = mine.grad.clone()
+        for optimizer in pair:
+            optimizer.step()
+    for mine, other, old in zip(ours, theirs, before, strict=True):
+        # torch's iterations are in bfloat16: three digits of each step.
+        assert (mine - other).abs().max() < 0.02 * (other - old).abs().max()
 
 
 def test_muon_takes_the_blocks_matrices_and_adamw_the_rest(corpus: Corpus) -> None:
