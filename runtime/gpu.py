@@ -50,6 +50,17 @@ class Gpu:
         self._call("cudaMemsetAsync", buffer.address, 0, count, self.stream)
         return buffer
 
+    def constant(self, array: NDArray[Any]) -> Buffer:
+        """A copy of an array on the device, there at once.
+
+        Raises:
+            OutOfMemory: as `allocate`.
+        """
+        buffer = self.allocate(array.nbytes)
+        self.upload(np.ascontiguousarray(array), buffer.address)
+        self.wait()
+        return buffer
+
     def pinned(self, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
         """An array of this process that copies need not pass through another buffer."""
         kind: np.dtype[Any] = np.dtype(dtype)

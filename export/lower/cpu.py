@@ -41,18 +41,22 @@ def lower_head(model: ir.Model, read: Callable[[str], NDArray[np.generic]], prec
 
 
 def lower_rows(
-    model: ir.Model, read: Callable[[str], NDArray[np.generic]], emit: Emit, attention: ir.DataType
+    model: ir.Model,
+    read: Callable[[str], NDArray[np.generic]],
+    emit: Emit,
+    attention: ir.DataType,
+    ids: ir.DataType = ir.DataType.INT64,
 ) -> ir.Model:
     """The traced decoder, in place, for two rows of different length and width.
 
-    Inputs: tokens.{row} int64 [1, n_row]; seqlen.{row} int32 [1], the positions after this pass less one;
+    Inputs: tokens.{row} [1, n_row], of type `ids`; seqlen.{row} int32 [1], the positions after this pass less one;
     total.{row} int32 [], the same number not less one; cos and sin; past.{layer}.{key|value}.{row}. The last three are
     of the type that attention computes in.
     Outputs: hidden [1, n_0 + n_1, hidden]; present.….{row}, which may be bound to the memory of past.….{row}.
     """
     graph, weights = model.graph, Weights(model.graph, read)
     _check_heads(graph)
-    sizes = _join_rows(graph)
+    sizes = _join_rows(graph, ids)
     for node in list(graph):
         if node.op_type == "CachedAttention":
             _split_attention(graph, node, sizes, weights, attention)
@@ -76,10 +80,10 @@ def _check_heads(graph: ir.Graph) -> None:
         raise CheckpointError(msg)
 
 
-def _join_rows(graph: ir.Graph) -> ir.Value:
+def _join_rows(graph: ir.Graph, ids: ir.DataType) -> ir.Value:
     """Replaces `tokens` by an input a row; returns their counts [ROWS]."""
     tape = Tape()
-    rows = [_input(f"tokens.{row}", ir.DataType.INT64, [1, f"n{row}"]) for row in range(ROWS)]
+    rows = [_input(f"tokens.{row}", ids, [1, f"n{row}"]) for row in range(ROWS)]
     tokens = tape.op("Concat", rows, {"axis": 1})
     sizes = tape.op("Concat", [tape.op("Shape", [row], {"start": 1}) for row in rows], {"axis": 0})
     ir.convenience.replace_all_uses_with(named(graph.inputs, "tokens"), tokens)

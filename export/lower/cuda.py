@@ -29,8 +29,11 @@ PRECISIONS = ("fp16", "int8", "int4")
 
 
 def lower_decoder(model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str) -> ir.Model:
-    """The traced decoder, in place, as `cpu.lower_rows` with cos, sin and the caches in float16."""
-    return cpu.lower_rows(model, read, _emit(precision), HALF)
+    """The traced decoder, in place, as `cpu.lower_rows` with cos, sin and the caches in float16.
+
+    Tokens are int32, as the kernels that draw write them.
+    """
+    return cpu.lower_rows(model, read, _emit(precision), HALF, ir.DataType.INT32)
 
 
 def lower_head(model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str) -> ir.Model:

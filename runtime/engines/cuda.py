@@ -1,27 +1,33 @@
-"""ONNX Runtime on the GPU: weights and caches in its memory, a pass' tokens and logits copied by ONNX Runtime.
+"""ONNX Runtime on the GPU: its runs are enqueued on our stream, over arrays that lie on the device.
 
-What is particular to the GPU ran nowhere yet; the rest is `ort`'s.
+What is particular to the GPU ran nowhere yet; the rest is `device_rows`' and `graphs`'.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mgpt_edge.runtime.engines.graphs import onnxruntime
-from mgpt_edge.runtime.engines.ort import OrtEngine
+from mgpt_edge.runtime.engines.device_rows import ROWS, DeviceRows
+from mgpt_edge.runtime.engines.graphs import Graphs, onnxruntime
+from mgpt_edge.runtime.engines.kernels import kernels_if_built
 from mgpt_edge.runtime.errors import IncompatibleEngine
 from mgpt_edge.runtime.gpu import Gpu
+from mgpt_edge.runtime.rotary import rotary_tables
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Sequence
 
     from mgpt_edge.runtime.bundle import Bundle
+    from mgpt_edge.runtime.engines.base import Fed
+    from mgpt_edge.runtime.gpu import Buffer
     from mgpt_edge.runtime.manifest import Dimensions
 
 PROVIDER = "CUDAExecutionProvider"
-HALF_BYTES = 2
+ID_BYTES = 4
 
 
 def check_provider(gpu: Gpu, wanted: str = PROVIDER, got: list[str] | None = None) -> None:
@@ -40,7 +46,7 @@ def check_provider(gpu: Gpu, wanted: str = PROVIDER, got: list[str] | None = Non
         raise IncompatibleEngine(msg)
 
 
-class CudaEngine(OrtEngine):
+class CudaEngine(Graphs):
     """The graphs of a `cuda` bundle.
 
     Args:
@@ -52,13 +58,24 @@ class CudaEngine(OrtEngine):
     """
 
     device, provider = "cuda", PROVIDER
-    # Memory is taken as it is needed: by default it grows by powers of two, beyond what `mgpt estimate` says.
-    providers = ((PROVIDER, {"device_id": 0, "arena_extend_strategy": "kSameAsRequested"}), "CPUExecutionProvider")
+    most_streams, widest = 1, 512
+    captures = False  # attention reads how long a row is from the host's memory at each launch
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         self.gpu = Gpu()
         check_provider(self.gpu, self.provider)
+        self.providers = self._providers()
         super().__init__(bundle, threads)
+        self.kernels = kernels_if_built(self.gpu)
+        self._tables: tuple[int, dict[str, Buffer]] = 0, {}
+        self._no_wait = onnxruntime().RunOptions()
+        self._no_wait.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self.session("decoder")
+
+    def _providers(self) -> list[Any]:
+        """Memory is taken as it is needed: by default it grows by powers of two, beyond what `mgpt estimate` says."""
+        options = {"arena_extend_strategy": "kSameAsRequested", "user_compute_stream": str(self.gpu.stream)}
+        return [(PROVIDER, {"device_id": 0, **options}), "CPUExecutionProvider"]
 
     def session(self, name: str) -> Any:
         session = super().session(name)
@@ -69,54 +86,128 @@ class CudaEngine(OrtEngine):
     def free_bytes(self) -> int:
         return self.gpu.free_bytes()
 
-    def constant(self, array: NDArray[np.float32]) -> Any:
-        return onnxruntime().OrtValue.ortvalue_from_numpy(array.astype(np.float16), self.device, 0)
+    def open(self, capacities: tuple[int, int], streams: int = 1) -> CudaRows:
+        if streams != 1:
+            msg = f"the graphs of engine 'cuda' have the rows of one stream, not of {streams}"
+            raise ValueError(msg)
+        return CudaRows(self, (capacities[0] + 1, capacities[1] + 1))
 
-    def cache(self, slots: list[int]) -> CudaCache:
-        d = self.bundle.manifest.dimensions
-        need, free = 2 * d.layers * d.kv_heads * d.head_dim * HALF_BYTES * sum(slots), self.free_bytes()
-        if need > free:
-            msg = f"{need >> 20:,} MiB wanted on {self.gpu.name}, {free >> 20:,} MiB are free"
-            raise MemoryError(msg)
-        return CudaCache(self, d, slots)
+    def tables(self, positions: int) -> dict[str, Buffer]:
+        if self._tables[0] < positions:
+            d = self.bundle.manifest.dimensions
+            tables = zip(("cos", "sin"), rotary_tables(positions, d.head_dim, d.rope_theta), strict=True)
+            self._tables = positions, {name: self.gpu.constant(table.astype(np.float16)) for name, table in tables}
+        return self._tables[1]
+
+    def enqueue(self, graph: str, binding: Any) -> None:
+        """Starts a run; nothing waits for it but what comes behind it on the stream."""
+        self.session(graph).run_with_iobinding(binding, self._no_wait)
 
 
-class CudaCache:
-    """`ort.Cache` in the GPU's memory, float16."""
+class CudaRows(DeviceRows):
+    """Rows whose passes ONNX Runtime computes."""
 
-    def __init__(self, engine: CudaEngine, d: Dimensions, slots: list[int]) -> None:
-        self.gpu, self.slots = engine.gpu, slots
-        self.heads, self.token_bytes = d.kv_heads, d.head_dim * HALF_BYTES
-        self.lengths = [0] * len(slots)
-        empty = onnxruntime().OrtValue.ortvalue_from_shape_and_type
-        self._blocks = [
-            [
-                tuple(empty([1, d.kv_heads, count, d.head_dim], np.float16, engine.device, 0) for _ in "kv")
-                for count in slots
-            ]
-            for _ in range(d.layers)
-        ]
+    engine: CudaEngine
 
-    def length(self, row: int) -> int:
-        return self.lengths[row]
+    def context(self, graph: str, _profile: int) -> CudaContext:
+        return CudaDecoder(self) if graph == "decoder" else CudaHead(self, graph)
 
-    def append(self, row: int, tokens: int) -> None:
-        self.lengths[row] += tokens
+    def widths(self, feeds: Sequence[Fed], start: int) -> tuple[int, ...]:
+        """What each row is fed, and of what idles a token."""
+        left = {fed.row: len(fed.tokens) - start for fed in feeds}
+        return tuple(min(max(left.get(row, 0), 1), self.engine.widest) for row in range(ROWS))
 
-    def rollback(self, row: int, length: int) -> None:
-        self.lengths[row] = length
+    def shapes(self, widths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        return {"tokens": widths}
 
-    def copy_prefix(self, source: int, target: int, length: int) -> None:
-        for layer in self._blocks:
-            for one, other in zip(layer[source], layer[target], strict=True):
-                self.gpu.copy_lines(
-                    (one.data_ptr(), self.slots[source] * self.token_bytes),
-                    (other.data_ptr(), self.slots[target] * self.token_bytes),
-                    length * self.token_bytes,
-                    self.heads,
-                )
-        self.gpu.wait()
-        self.lengths[target] = length
 
-    def blocks(self, layer: int, row: int) -> tuple[Any, Any]:
-        return self._blocks[layer][row]
+class CudaContext(ABC):
+    """A graph over arrays of the device; `device_rows.Context`.
+
+    Arrays are bound by their addresses: of one in this process' memory ONNX Runtime would take a copy when it is bound,
+    and none at a run.
+    """
+
+    def __init__(self, rows: CudaRows, graph: str) -> None:
+        self.rows, self.engine, self.graph = rows, rows.engine, graph
+        self.addresses: dict[str, int] = {}
+        self._binding = lru_cache(maxsize=8)(self._bound)  # by what a pass takes
+
+    def bind(self, addresses: dict[str, int]) -> None:
+        if any(self.addresses.get(name) != address for name, address in addresses.items()):
+            self.addresses.update(addresses)
+            self._binding.cache_clear()
+
+    def run(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.enqueue(shapes)
+
+    @abstractmethod
+    def enqueue(self, shapes: dict[str, tuple[int, ...]]) -> None: ...
+
+    @abstractmethod
+    def _bound(self, counts: tuple[int, ...]) -> Any:
+        """Every input and output, for a pass over so many tokens."""
+
+    def _place(self, dtype: type[np.generic], shape: tuple[int, ...], address: int) -> tuple[Any, ...]:
+        """What says of an array where it is."""
+        return self.engine.device, 0, dtype, shape, address
+
+
+class CudaHead(CudaContext):
+    """A head: hidden states -> logits."""
+
+    def enqueue(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.engine.enqueue(self.graph, self._binding(shapes["hidden"][:2]))
+
+    def _bound(self, counts: tuple[int, ...]) -> Any:
+        binding = self.engine.session(self.graph).io_binding()
+        ids = self.rows.ids["image" if self.graph == "head_image" else "text"]
+        width = self.engine.bundle.manifest.dimensions.hidden_size
+        binding.bind_input("hidden", *self._place(np.float32, (*counts, width), self.addresses["hidden"]))
+        binding.bind_output("logits", *self._place(np.float32, (*counts, ids), self.addresses["logits"]))
+        return binding
+
+
+class CudaDecoder(CudaContext):
+    """The decoder: tokens of each of two rows, the cache updated where it lies."""
+
+    def __init__(self, rows: CudaRows) -> None:
+        super().__init__(rows, "decoder")
+        self.totals = [np.zeros((), np.int32) for _ in range(ROWS)]
+        self.last = rows.gpu.pinned((ROWS,), np.int32)
+        self.last_on_device = rows.gpu.allocate(self.last.nbytes)
+
+    def enqueue(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Attention wants two lengths: of each row its tokens after the pass, here, and one less, on the device."""
+        widths = shapes["tokens"]
+        for total, length, width in zip(self.totals, self.rows.lengths, widths, strict=True):
+            total[()] = length + width
+        if max(widths) > 1:
+            self.last[:] = [total - 1 for total in self.totals]
+            self.rows.gpu.upload(self.last, self.last_on_device.address)
+        self.engine.enqueue("decoder", self._binding(widths))
+
+    def _bound(self, counts: tuple[int, ...]) -> Any:
+        binding, d, at = self.engine.session("decoder").io_binding(), self._dimensions, self.addresses
+        # Where a token is one of its row, "one less" is what the row held before: the kernel that draws writes it.
+        last = at["lengths"] if max(counts) == 1 else self.last_on_device.address
+        for row, count in enumerate(counts):
+            tokens = at["tokens"] + sum(counts[:row]) * ID_BYTES
+            binding.bind_input(f"tokens.{row}", *self._place(np.int32, (1, count), tokens))
+            binding.bind_input(f"seqlen.{row}", *self._place(np.int32, (1,), last + row * ID_BYTES))
+            total = onnxruntime().OrtValue.ortvalue_from_numpy(self.totals[row])
+            binding.bind_ortvalue_input(f"total.{row}", total)
+            for name in self.rows.cache:
+                shape = 1, d.kv_heads, self.rows.capacities[row], d.head_dim
+                place = self._place(np.float16, shape, at[f"past.{name}"] + sum(self.rows.row_bytes[:row]))
+                binding.bind_input(f"past.{name}.{row}", *place)
+                binding.bind_output(f"present.{name}.{row}", *place)
+        for name in ("cos", "sin"):
+            table = self._place(np.float16, (max(self.rows.capacities), d.head_dim // 2), at[name])
+            binding.bind_input(name, *table)
+        binding.bind_output("hidden", *self._place(np.float32, (1, sum(counts), d.hidden_size), at["hidden"]))
+        return binding
+
+    @property
+    def _dimensions(self) -> Dimensions:
+        return self.engine.bundle.manifest.dimensions

@@ -96,6 +96,14 @@ class Kernels:
             raise IncompatibleEngine(msg)
 
 
+def kernels_if_built(gpu: Gpu) -> Kernels | None:
+    """Ours, where the native module was built with them."""
+    try:
+        return Kernels(gpu)
+    except IncompatibleEngine:
+        return None
+
+
 def _address(number: int) -> ctypes.c_void_p:
     return ctypes.c_void_p(number)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -56,42 +56,7 @@ class OrtEngine(Graphs):
     def _rotary(self, positions: int) -> tuple[Any, Any]:
         d = self.bundle.manifest.dimensions
         cos, sin = rotary_tables(positions, d.head_dim, d.rope_theta)
-        return self.constant(cos), self.constant(sin)
-
-    def constant(self, array: NDArray[np.float32]) -> Any:
-        """An array that attention reads and nothing changes, where the engine keeps such."""
-        return wrap(array)
-
-    def cache(self, slots: list[int]) -> Cache:
-        """Keys and values for rows of so many tokens.
-
-        Raises:
-            MemoryError: there is less.
-        """
-        d = self.bundle.manifest.dimensions
-        return HostCache(d.layers, d.kv_heads, d.head_dim, slots)
-
-
-class Cache(Protocol):
-    """Two rows' keys and values, and how many tokens of each are valid."""
-
-    def length(self, row: int) -> int: ...
-
-    def append(self, row: int, tokens: int) -> None: ...
-
-    def rollback(self, row: int, length: int) -> None: ...
-
-    def copy_prefix(self, source: int, target: int, length: int) -> None: ...
-
-    def blocks(self, layer: int, row: int) -> tuple[Any, Any]:
-        """Keys and values [1, heads, slots, head_dim], wrapped for ONNX Runtime."""
-
-
-class HostCache(KvRows):
-    """`Cache` in this process' memory."""
-
-    def blocks(self, layer: int, row: int) -> tuple[Any, Any]:
-        return wrap(self.k(layer, row)), wrap(self.v(layer, row))
+        return wrap(cos), wrap(sin)
 
 
 @dataclass(slots=True)
@@ -118,15 +83,15 @@ class OrtRows:
     def __init__(self, engine: OrtEngine, capacities: tuple[int, int]) -> None:
         self.engine = engine
         # One slot more: an idle row still feeds a token, past its end, that is never counted.
-        slots = [capacity + 1 for capacity in capacities]
+        slots, d = [capacity + 1 for capacity in capacities], engine.bundle.manifest.dimensions
         try:
-            self.cache = engine.cache(slots)
+            self.cache = KvRows(d.layers, d.kv_heads, d.head_dim, slots)
         except MemoryError as error:
             msg = f"no memory for the K/V of {capacities[0]} + {capacities[1]} tokens; see: mgpt estimate"
             raise OutOfMemory(msg) from error
         self.seqlen = [np.zeros(1, np.int32) for _ in range(ROWS)]
         self.total = [np.zeros((), np.int32) for _ in range(ROWS)]
-        self.selected = np.zeros((1, ROWS, engine.bundle.manifest.dimensions.hidden_size), np.float32)
+        self.selected = np.zeros((1, ROWS, d.hidden_size), np.float32)
         # Shared by the bindings of all passes: ONNX Runtime takes 16 us to wrap an array.
         self.shared = dict(self._values(max(slots)))
         self._pass = lru_cache(maxsize=8)(self._bind_pass)
@@ -177,9 +142,8 @@ class OrtRows:
             yield f"seqlen.{row}", wrap(self.seqlen[row])
             yield f"total.{row}", wrap(self.total[row])
             for layer in range(self.engine.bundle.manifest.dimensions.layers):
-                keys, values = self.cache.blocks(layer, row)
-                yield f"past.{layer}.key.{row}", keys
-                yield f"past.{layer}.value.{row}", values
+                yield f"past.{layer}.key.{row}", wrap(self.cache.k(layer, row))
+                yield f"past.{layer}.value.{row}", wrap(self.cache.v(layer, row))
 
     def _bind_pass(self, count0: int, count1: int) -> _Pass:
         binding = self.engine.session("decoder").io_binding()

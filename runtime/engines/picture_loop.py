@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mgpt_edge.runtime.engines.base import Drawing
+    from mgpt_edge.runtime.engines.device_rows import DeviceRows
     from mgpt_edge.runtime.engines.kernels import Kernels
-    from mgpt_edge.runtime.engines.tensorrt import TensorRtRows
     from mgpt_edge.runtime.gpu import Graph
 
+ROWS = 2
 ID_BYTES = LOGIT_BYTES = 4
 
 
@@ -33,35 +34,44 @@ class PictureLoop:
         kernels: ours.
     """
 
-    def __init__(self, rows: TensorRtRows, kernels: Kernels) -> None:
-        gpu, capacity = rows.gpu, rows.engine.capacity
+    def __init__(self, rows: DeviceRows, kernels: Kernels) -> None:
+        gpu, capacity = rows.gpu, max(rows.capacities)
         self.kernels, self.gpu = kernels, gpu
         self.forced, self.tokens = gpu.allocate(capacity * ID_BYTES), gpu.allocate(capacity * ID_BYTES)
         self.picture, self.cursor = gpu.allocate(PICTURE.itemsize), gpu.allocate(CURSOR.itemsize)
         self.positions = gpu.allocate(len(rows.lengths) * ID_BYTES)  # of engines that take them
         self.logits = gpu.allocate(len(rows.lengths) * rows.ids["image"] * LOGIT_BYTES)
         # Contexts of its own: what other passes leave in theirs does not touch what is recorded.
-        self.decoder, self.head = rows.decoder(0), rows.engine.plans.context("head_image", 0)
+        self.decoder, self.head = rows.decoder(0), rows.context("head_image", 0)
         self.head.bind({"hidden": rows.hidden.address, "logits": self.logits.address})
         self._graphs: dict[bool, Graph | None] = {}  # by whether they are guided; None: ran once
 
-    def draw(self, rows: TensorRtRows, drawing: Drawing) -> list[int]:
+    def draw(self, rows: DeviceRows, drawing: Drawing) -> list[int]:
         """As `engines.base.Drawer`, in the rows that this was made for."""
         given, pictures = self._upload(rows, drawing), self._pictures(rows, drawing.guided)
-        passes = drawing.until - len(drawing.tokens) + drawing.pending - 1
-        for _ in range(passes):
-            self._step(rows, pictures, drawing.guided)
+        before = rows.lengths.copy()
+        try:
+            for _ in range(drawing.until - len(drawing.tokens) + drawing.pending - 1):
+                self._step(rows, pictures, drawing.guided)
+                for row in drawing.rows:
+                    rows.lengths[row] += 1
+            drawn = self._drawn(drawing)
+        except BaseException:
+            rows.lengths[:] = before
+            raise
+        del given  # not before: copies read it until here
+        return drawn
+
+    def _drawn(self, drawing: Drawing) -> list[int]:
+        """Waits for a row of codes."""
         drawn, cursor = np.empty(drawing.until - len(drawing.tokens), np.int32), np.empty(1, CURSOR)
         self.gpu.download(self.tokens.address + len(drawing.tokens) * ID_BYTES, drawn)
         self.gpu.download(self.cursor.address, cursor)
         self.gpu.wait()
-        del given  # not before: copies read it until here
         self._check(int(cursor["status"][0]), int(cursor["next"][0]))
-        for row in drawing.rows:
-            rows.lengths[row] += passes
         return [int(token) for token in drawn]
 
-    def _upload(self, rows: TensorRtRows, drawing: Drawing) -> list[NDArray[Any]]:
+    def _upload(self, rows: DeviceRows, drawing: Drawing) -> list[NDArray[Any]]:
         """The picture as far as it is known, and what the first pass reads."""
         sampler, vocabulary = drawing.sampler, rows.engine.bundle.manifest.vocabulary
         known = len(drawing.tokens) - drawing.pending + 1  # the last of these tokens is fed first
@@ -83,7 +93,7 @@ class PictureLoop:
             self.gpu.upload(array, buffer.address)
         return given
 
-    def _pictures(self, rows: TensorRtRows, guided: bool) -> NDArray[Any]:
+    def _pictures(self, rows: DeviceRows, guided: bool) -> NDArray[Any]:
         pictures = np.zeros(1, PICTURES)
         pictures["pictures"], pictures["cursors"] = self.picture.address, self.cursor.address
         pictures["fed"], pictures["positions"] = rows.fed.address, self.positions.address
@@ -93,9 +103,9 @@ class PictureLoop:
         pictures["width"], pictures["guided"] = 1, guided
         return pictures
 
-    def _step(self, rows: TensorRtRows, pictures: NDArray[Any], guided: bool) -> None:
+    def _step(self, rows: DeviceRows, pictures: NDArray[Any], guided: bool) -> None:
         """Recorded when it comes for the second time: what runs first may take memory."""
-        if not rows.engine.plans.captures or guided not in self._graphs:
+        if not rows.engine.captures or guided not in self._graphs:
             self._graphs.setdefault(guided)
             self._enqueue(rows, pictures)
             return
@@ -104,8 +114,8 @@ class PictureLoop:
             graph = self._graphs[guided] = self.gpu.capture(lambda: self._enqueue(rows, pictures))
         self.gpu.launch(graph)
 
-    def _enqueue(self, rows: TensorRtRows, pictures: NDArray[Any]) -> None:
-        self.decoder.enqueue(rows.shapes(1))
+    def _enqueue(self, rows: DeviceRows, pictures: NDArray[Any]) -> None:
+        self.decoder.enqueue(rows.shapes((1,) * ROWS))
         rows.place(1)
         self.head.enqueue(rows.head_shapes(len(rows.lengths)))
         self.kernels.step(pictures)

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mgpt_edge.runtime.engines.device_rows import HALF_BYTES, ROWS
 from mgpt_edge.runtime.engines.kernels import BLOCK, HALF, Kernels
-from mgpt_edge.runtime.engines.tensorrt import HALF_BYTES, ROWS, TensorRtEngine, TensorRtRows
+from mgpt_edge.runtime.engines.tensorrt import TensorRtEngine, TensorRtRows
 
 if TYPE_CHECKING:
-    from mgpt_edge.runtime.engines.plans import Chain, Context
+    from mgpt_edge.runtime.engines.device_rows import Context
 
 
 class TensorRt10Engine(TensorRtEngine):
@@ -41,7 +42,7 @@ class TensorRt10Rows(TensorRtRows):
         gpu.upload(blocks, self.blocks.address)
         gpu.wait()
 
-    def _bind_cache(self, context: Context | Chain) -> None:
+    def _bind_cache(self, context: Context) -> None:
         for (name, block), new in zip(self.cache.items(), self.fresh, strict=True):
             context.bind({f"past.{name}": block.address, f"fresh.{name}": new.address})
 

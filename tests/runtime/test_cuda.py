@@ -1,4 +1,4 @@
-"""ONNX Runtime's engine for the GPU, with a host's memory in the GPU's place: only the device's name is another."""
+"""ONNX Runtime's engine for the GPU, with this process' memory for the GPU's, and runs that wait for the stream."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from onnxruntime import OrtValue
 
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.runtime import gpu
@@ -14,28 +15,72 @@ from mgpt_edge.runtime.engines.base import Fed
 from mgpt_edge.runtime.engines.cuda import CudaEngine
 from mgpt_edge.runtime.errors import IncompatibleEngine, OutOfMemory
 from mgpt_edge.runtime.golden import recompute
-from tests.fake_cuda import FakeCuda
+from mgpt_edge.runtime.model import Model
+from tests.fake_cuda import STREAM, FakeCuda
 from tests.reference import load_decoder
+from tests.runtime.drawing import drawn, without_drawer
+
+
+class Binding:
+    """ONNX Runtime's, that tells the host's arrays from the device's, which are bound by their addresses."""
+
+    def __init__(self, binding):
+        self.binding, self.host = binding, {}
+
+    def __getattr__(self, name):
+        return getattr(self.binding, name)
+
+    def bind_ortvalue_input(self, name, value):
+        # A GPU's provider copies any other of the host's arrays when it is bound, and not again.
+        assert name.startswith("total.")
+        self.host[name] = value
+
+
+class Session:
+    """A session whose runs over bound arrays come when the stream does; of the host it reads what is there now."""
+
+    def __init__(self, session, cuda):
+        self.session, self.cuda = session, cuda
+
+    def __getattr__(self, name):
+        return getattr(self.session, name)
+
+    def io_binding(self):
+        return Binding(self.session.io_binding())
+
+    def run_with_iobinding(self, binding, options):
+        assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
+        read = {name: OrtValue.ortvalue_from_numpy(value.numpy().copy()) for name, value in binding.host.items()}
+
+        def run():
+            for name, value in read.items():
+                binding.binding.bind_ortvalue_input(name, value)
+            self.session.run_with_iobinding(binding.binding)
+
+        self.cuda.enqueue(STREAM, run)
 
 
 @pytest.fixture
-def fake(monkeypatch):
+def cuda(monkeypatch):
     fake = FakeCuda()
     monkeypatch.setattr(gpu, "_runtime", lambda: fake)
+    loaded = CudaEngine.session
+    monkeypatch.setattr(CudaEngine, "session", lambda engine, name: Session(loaded(engine, name), fake))
+    monkeypatch.setattr(CudaEngine, "_providers", lambda _: ["CPUExecutionProvider"])
+    monkeypatch.setattr(CudaEngine, "provider", "CPUExecutionProvider")
+    monkeypatch.setattr(CudaEngine, "device", "cpu")
     return fake
 
 
 @pytest.fixture
-def engine(fake, bundle_of, monkeypatch):
-    monkeypatch.setattr(CudaEngine, "providers", ("CPUExecutionProvider",))
-    monkeypatch.setattr(CudaEngine, "provider", "CPUExecutionProvider")
-    monkeypatch.setattr(CudaEngine, "device", "cpu")
+def engine(cuda, bundle_of):
     return lambda kind, precision: CudaEngine(bundle_of(kind, precision, "cuda"), threads=1)
 
 
 @pytest.mark.parametrize("kind", ["7b", "34b"])
-def test_logits_equal_pytorch(kind, engine, checkpoints):
-    """Two rows of different length: prompts, single tokens, several at once, one that idles, and one that goes back."""
+def test_logits_equal_pytorch(kind, engine, checkpoints, monkeypatch):
+    """Two rows of different length: prompts longer than a pass, single tokens, one that idles, one that goes back."""
+    monkeypatch.setattr(CudaEngine, "widest", 5)
     checkpoint = Checkpoint.open(checkpoints[kind])
     rng = np.random.default_rng(0)
     tokens = [rng.integers(10, checkpoint.vocabulary.size, count).tolist() for count in (30, 24)]
@@ -59,7 +104,22 @@ def test_golden_logits(precision, largest, engine):
     assert recompute(loaded.bundle, loaded) <= largest
 
 
-def test_a_prompt_is_copied_from_row_to_row(fake, engine):
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_pictures_draw_themselves(guidance, library, cuda, bundle_of):
+    """The tokens that go through the host otherwise, and one wait a row of codes."""
+    bundle = bundle_of("7b", "fp16", "cuda")
+    itself, through = Model(bundle), Model(bundle)
+    through.engine.open = lambda *given: without_drawer(CudaEngine.open(through.engine, *given))
+    for size, seed in (((96, 160), 3), ((128, 128), 4)):
+        settings = {"size": size, "seed": seed, "guidance": guidance, "top_k": 20}
+        expected, _, _ = drawn(through, cuda, settings)
+        tokens, rows, waits = drawn(itself, cuda, settings)
+        assert tokens == expected
+        assert waits < len(rows) + 10  # some for the prompt
+    assert cuda.launches == 0
+
+
+def test_a_prompt_is_copied_from_row_to_row(engine):
     rows = engine("7b", "fp16").open((12, 9))
     rows.forward([Fed(0, [1, 20, 30, 40])], "text")
     rows.copy_prefix(0, 1, 3)
@@ -69,16 +129,17 @@ def test_a_prompt_is_copied_from_row_to_row(fake, engine):
     np.testing.assert_array_equal(one, other.forward([Fed(0, [50, 60])], "text")[0])
 
 
-def test_no_memory_on_the_device(fake, engine):
+def test_no_memory_on_the_device(cuda, engine):
     loaded = engine("7b", "fp16")
-    assert loaded.free_bytes() == fake.free
-    fake.free = 1000
-    with pytest.raises(OutOfMemory, match=r"no memory for the K/V of 100 \+ 50 tokens"):
+    assert loaded.free_bytes() == cuda.free
+    cuda.free = 1000
+    with pytest.raises(OutOfMemory, match=r"0 MiB wanted on a GPU, 0 MiB are free; see: mgpt estimate"):
         loaded.open((100, 50))
 
 
-def test_a_provider_that_falls_back_is_an_error(fake, bundle_of):
+def test_a_provider_that_falls_back_is_an_error(bundle_of, monkeypatch):
     """ONNX Runtime's CPU package only warns."""
+    monkeypatch.setattr(gpu, "_runtime", FakeCuda)
     with pytest.raises(
         IncompatibleEngine, match=r"does not run on a GPU, but on .*CPUExecutionProvider.*mgpt-edge\[cuda\]"
     ):

@@ -7,8 +7,6 @@ import json
 import shutil
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -20,27 +18,23 @@ from mgpt_edge.export import plans as compiled
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.cut import cut
 from mgpt_edge.runtime import gpu
-from mgpt_edge.runtime.answer import Picture
 from mgpt_edge.runtime.bundle import MANIFEST, Bundle, sha256, write_atomically
 from mgpt_edge.runtime.engines import kernels as engine_kernels
 from mgpt_edge.runtime.engines import load_engine, plans, tensorrt
 from mgpt_edge.runtime.engines.base import Fed
-from mgpt_edge.runtime.engines.kernels import PICTURES
 from mgpt_edge.runtime.engines.ort import OrtEngine
 from mgpt_edge.runtime.engines.plans import part_names
 from mgpt_edge.runtime.engines.tensorrt import TensorRtEngine
 from mgpt_edge.runtime.errors import IncompatibleEngine, NumericalError, OutOfMemory
 from mgpt_edge.runtime.golden import recompute
-from mgpt_edge.runtime.loop import FinishedRow
 from mgpt_edge.runtime.manifest import FileEntry, Plan
 from mgpt_edge.runtime.model import Model
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import FakeTensorRT, plan
-from tests.native.test_device import compile_to
 from tests.reference import load_decoder
+from tests.runtime.drawing import drawn, without_drawer
 
 VERSION = "1.7.1"
-DEVICE = Path(__file__).parents[1] / "native" / "device.cpp"
 
 
 @pytest.fixture
@@ -63,41 +57,6 @@ def bundle_of(bundle_of, tmp_path_factory):
         return Bundle.peek(copies / folder.name)  # its plans are written anew by each test
 
     return copy
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    """The algorithms of the CUDA kernels, for this process' memory."""
-    path = tmp_path_factory.mktemp("kernels") / "device.so"
-    compile_to(path, "-O2", "-shared", "-fPIC", DEVICE)
-    return ctypes.CDLL(str(path))
-
-
-@pytest.fixture
-def library(cuda, kernels, monkeypatch):
-    """Our kernels are built in: each launch reads what the host passes at once, and runs on the stream's turn."""
-
-    def launched(name, *places):
-        """A call of which the arguments at `places` are (index, bytes) of the host's memory."""
-
-        def launch(*arguments):
-            given, stream = list(arguments[:-1]), arguments[-1]
-            copies = {
-                at: ctypes.create_string_buffer(ctypes.string_at(given[at].value, size), size) for at, size in places
-            }
-            for at, copy in copies.items():
-                given[at] = ctypes.c_void_p(ctypes.addressof(copy))
-            call = getattr(kernels, f"mgpt_cuda_{name}")
-            cuda.enqueue(stream.value, lambda: (call(*given, stream), copies))
-            return 0
-
-        return launch
-
-    calls = {
-        "mgpt_cuda_append": launched("append", (2, 24)),
-        "mgpt_cuda_step": launched("step", (0, PICTURES.itemsize)),
-    }
-    monkeypatch.setattr(engine_kernels, "kernel_library", lambda: SimpleNamespace(**calls))
 
 
 @pytest.fixture(params=["rtx", "tensorrt10"])  # tensorrt differs from rtx in its contexts only
@@ -206,20 +165,6 @@ def test_rows_that_are_kept_are_not_drawn(library, cuda, bundle_of):
     again, expected = (model.redraw(first, keep_rows=range(2, 5), seed=4) for model in (itself, through))
     assert np.array_equal(np.asarray(again), np.asarray(expected))
     assert not np.array_equal(np.asarray(again), np.asarray(first))
-
-
-def drawn(model, cuda, settings):
-    """Tokens and rows of a picture, and how often the host waited."""
-    before = cuda.waits
-    events = list(model.stream("a red cube", **settings))
-    (picture,) = (event for event in events if isinstance(event, Picture))
-    return picture.tokens, [event for event in events if isinstance(event, FinishedRow)], cuda.waits - before
-
-
-def without_drawer(rows):
-    """Rows whose codes go through the host."""
-    rows.__class__ = type("Through", (type(rows),), {"drawer": None})
-    return rows
 
 
 def test_logits_that_are_not_numbers_say_where(library, cuda, bundle_of, monkeypatch):
