@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.engines.kernels import Kernels
     from mgpt_edge.runtime.gpu import Graph
 
-ROWS = 2
 ID_BYTES = LOGIT_BYTES = 4
 
 
@@ -115,7 +114,7 @@ class PictureLoop:
         self.gpu.launch(graph)
 
     def _enqueue(self, rows: DeviceRows, pictures: NDArray[Any]) -> None:
-        self.decoder.enqueue(rows.shapes((1,) * ROWS))
+        self.decoder.enqueue(rows.shapes((1,) * len(rows.lengths)))
         rows.place(1)
         self.head.enqueue(rows.head_shapes(len(rows.lengths)))
         self.kernels.step(pictures)
