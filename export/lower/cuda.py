@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mgpt_edge.export.lower.weights import Weights
 
 PRECISIONS = ("fp16", "int8", "int4")
+OPSET = 20  # the CUDA provider of older versions computes Shape and Reshape of 21 on the CPU
 
 
 def lower_decoder(model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str) -> ir.Model:
@@ -33,12 +34,17 @@ def lower_decoder(model: ir.Model, read: Callable[[str], NDArray[np.generic]], p
 
     Tokens are int32, as the kernels that draw write them.
     """
-    return cpu.lower_rows(model, read, _emit(precision), HALF, ir.DataType.INT32)
+    return _for_cuda(cpu.lower_rows(model, read, _emit(precision), HALF, ir.DataType.INT32))
 
 
 def lower_head(model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str) -> ir.Model:
     """A traced head; `read("weight")` gives its rows of the vocabulary."""
-    return cpu.lower_product(model, read, _emit(precision))
+    return _for_cuda(cpu.lower_product(model, read, _emit(precision)))
+
+
+def _for_cuda(model: ir.Model) -> ir.Model:
+    model.opset_imports[""] = OPSET
+    return model
 
 
 def _emit(precision: str) -> Emit:

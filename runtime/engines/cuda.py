@@ -5,8 +5,9 @@ What is particular to the GPU ran nowhere yet; the rest is `device_rows`' and `g
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,7 +71,7 @@ class CudaEngine(Graphs):
         self._tables: tuple[int, dict[str, Buffer]] = 0, {}
         self._no_wait = onnxruntime().RunOptions()
         self._no_wait.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        self.session("decoder")
+        self._check_inputs()
 
     def _providers(self) -> list[Any]:
         """Memory is taken as it is needed: by default it grows by powers of two, beyond what `mgpt estimate` says."""
@@ -82,6 +83,20 @@ class CudaEngine(Graphs):
         # Where its libraries can't be loaded, ONNX Runtime takes the CPU.
         check_provider(self.gpu, self.provider, session.get_providers())
         return session
+
+    def _check_inputs(self) -> None:
+        """Whether the decoder reads its inputs on the device; all but the lengths that attention reads here."""
+        session = self.session("decoder")
+        places = zip(session.get_inputs(), session.get_input_memory_infos(), strict=True)
+        elsewhere = (x.name for x, place in places if place.name.lower() != self.device)
+        wrong = sorted(name for name in elsewhere if not name.startswith("total."))
+        if wrong or any(x.name == "tokens.0" and x.type != "tensor(int32)" for x in session.get_inputs()):
+            what = f"reads {', '.join(wrong)} elsewhere than on {self.gpu.name}" if wrong else "takes tokens of int64"
+            msg = (
+                f"the decoder of {self.bundle.folder} {what} (onnxruntime {onnxruntime().__version__}); "
+                "export it again, and take the newest ONNX Runtime: pip install -U 'mgpt-edge[cuda]'"
+            )
+            raise IncompatibleEngine(msg)
 
     def free_bytes(self) -> int:
         return self.gpu.free_bytes()
@@ -129,9 +144,11 @@ class CudaContext(ABC):
     """
 
     def __init__(self, rows: CudaRows, graph: str) -> None:
-        self.rows, self.engine, self.graph = rows, rows.engine, graph
+        # The rows own this: were it to hold them, or itself, their memory would wait for Python's garbage collector.
+        self.rows: CudaRows = weakref.proxy(rows)
+        self.engine, self.graph = rows.engine, graph
         self.addresses: dict[str, int] = {}
-        self._binding = lru_cache(maxsize=8)(self._bound)  # by what a pass takes
+        self._binding = lru_cache(maxsize=8)(partial(type(self).bound, weakref.proxy(self)))  # by what a pass takes
 
     def bind(self, addresses: dict[str, int]) -> None:
         if any(self.addresses.get(name) != address for name, address in addresses.items()):
@@ -145,7 +162,7 @@ class CudaContext(ABC):
     def enqueue(self, shapes: dict[str, tuple[int, ...]]) -> None: ...
 
     @abstractmethod
-    def _bound(self, counts: tuple[int, ...]) -> Any:
+    def bound(self, counts: tuple[int, ...]) -> Any:
         """Every input and output, for a pass over so many tokens."""
 
     def _place(self, dtype: type[np.generic], shape: tuple[int, ...], address: int) -> tuple[Any, ...]:
@@ -159,7 +176,7 @@ class CudaHead(CudaContext):
     def enqueue(self, shapes: dict[str, tuple[int, ...]]) -> None:
         self.engine.enqueue(self.graph, self._binding(shapes["hidden"][:2]))
 
-    def _bound(self, counts: tuple[int, ...]) -> Any:
+    def bound(self, counts: tuple[int, ...]) -> Any:
         binding = self.engine.session(self.graph).io_binding()
         ids = self.rows.ids["image" if self.graph == "head_image" else "text"]
         width = self.engine.bundle.manifest.dimensions.hidden_size
@@ -187,7 +204,7 @@ class CudaDecoder(CudaContext):
             self.rows.gpu.upload(self.last, self.last_on_device.address)
         self.engine.enqueue("decoder", self._binding(widths))
 
-    def _bound(self, counts: tuple[int, ...]) -> Any:
+    def bound(self, counts: tuple[int, ...]) -> Any:
         binding, d, at = self.engine.session("decoder").io_binding(), self._dimensions, self.addresses
         # Where a token is one of its row, "one less" is what the row held before: the kernel that draws writes it.
         last = at["lengths"] if max(counts) == 1 else self.last_on_device.address

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -94,8 +95,10 @@ class OrtRows:
         self.selected = np.zeros((1, ROWS, d.hidden_size), np.float32)
         # Shared by the bindings of all passes: ONNX Runtime takes 16 us to wrap an array.
         self.shared = dict(self._values(max(slots)))
-        self._pass = lru_cache(maxsize=8)(self._bind_pass)
-        self._head = lru_cache(maxsize=2)(self._bind_head)
+        # Through a proxy: were the caches to hold these rows, their memory would wait for Python's garbage collector.
+        itself = weakref.proxy(self)
+        self._pass = lru_cache(maxsize=8)(partial(OrtRows._bind_pass, itself))
+        self._head = lru_cache(maxsize=2)(partial(OrtRows._bind_head, itself))
 
     def length(self, row: int) -> int:
         return self.cache.length(row)

@@ -56,6 +56,7 @@ class PictureLoop:
                     rows.lengths[row] += 1
             drawn = self._drawn(drawing)
         except BaseException:
+            self.gpu.wait()  # copies may still read what goes now
             rows.lengths[:] = before
             raise
         del given  # not before: copies read it until here

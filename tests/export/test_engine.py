@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -88,6 +90,17 @@ def test_quantised_logits_stay_near(precision, tolerance, bundle_of):
         for name in ("fp32", precision)
     )
     assert np.linalg.norm(packed - exact) <= tolerance * np.linalg.norm(exact)
+
+
+def test_closed_rows_are_gone_at_once(bundle_of):
+    """Their keys and values are gigabytes of a large model: none may wait for the garbage collector."""
+    rows = OrtEngine(bundle_of("7b", "fp32", "cpu"), threads=1).open((8, 8))
+    rows.forward([Fed(0, [1, 20, 30])], "text")
+    alive = weakref.ref(rows)
+    gc.disable()
+    del rows
+    gc.enable()
+    assert alive() is None
 
 
 def test_golden_logits_come_from_pytorch(bundle_of):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -127,6 +129,38 @@ def test_a_prompt_is_copied_from_row_to_row(engine):
     one, other = rows.forward([Fed(1, [50, 60])], "text")[0].copy(), rows
     other.rollback(0, 3)
     np.testing.assert_array_equal(one, other.forward([Fed(0, [50, 60])], "text")[0])
+
+
+def test_closed_rows_give_their_memory_back_at_once(library, cuda, engine):
+    loaded = engine("7b", "fp16")
+    rows = loaded.open((12, 9))
+    rows.forward([Fed(0, [1, 20, 30, 40])], "text")
+    free, address = cuda.free, next(iter(rows.cache.values())).address
+    gc.disable()
+    del rows
+    gc.enable()
+    assert cuda.free > free
+    assert address not in cuda.blocks
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "said"),
+    [
+        ({"device": "cuda"}, r"reads cos, .*, tokens\.1 elsewhere than on a GPU .*pip install -U 'mgpt-edge\[cuda\]'"),
+        ({"type": "tensor(int64)"}, r"takes tokens of int64 .*export it again"),
+    ],
+)
+def test_arrays_that_would_be_copied_when_bound_are_refused(spoilt, said, cuda, engine, monkeypatch):
+    """An input that ONNX Runtime wants on the CPU, where a GPU's address would be read once; and older bundles."""
+    if "device" in spoilt:
+        monkeypatch.setattr(CudaEngine, "device", "cuda")
+    else:
+        inputs = [SimpleNamespace(name="tokens.0", type="tensor(int64)")]
+        monkeypatch.setattr(Session, "get_inputs", lambda _: inputs, raising=False)
+        places = [SimpleNamespace(name="Cpu")]
+        monkeypatch.setattr(Session, "get_input_memory_infos", lambda _: places, raising=False)
+    with pytest.raises(IncompatibleEngine, match=said):
+        engine("7b", "fp16")
 
 
 def test_no_memory_on_the_device(cuda, engine):
