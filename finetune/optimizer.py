@@ -29,8 +29,8 @@ def adamw(parameters: list[nn.Parameter], rate: float, weight_decay: float) -> t
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov's momentum, its updates scaled to the size of AdamW's (arXiv 2502.16982).
 
-    As `torch.optim.Muon`, which always multiplies in bfloat16: where a CPU emulates that, a step of the small model
-    takes thirty times as long.
+    As `torch.optim.Muon`, which always multiplies in bfloat16: where a CPU emulates that, its part of a step of the
+    small model takes 8.8 s in place of 0.4.
     """
 
     def __init__(self, matrices: list[nn.Parameter], rate: float, weight_decay: float) -> None:

@@ -51,13 +51,13 @@ class Gpu:
         return buffer
 
     def constant(self, array: NDArray[Any]) -> Buffer:
-        """A copy of an array on the device, there at once.
+        """A copy of a C-ordered array on the device, there at once.
 
         Raises:
             OutOfMemory: as `allocate`.
         """
         buffer = self.allocate(array.nbytes)
-        self.upload(np.ascontiguousarray(array), buffer.address)
+        self.upload(array, buffer.address)
         self.wait()
         return buffer
 

@@ -38,9 +38,7 @@ class TensorRt10Rows(TensorRtRows):
         blocks = np.array(
             [(new.address, block.address, 0) for new, block in zip(self.fresh, self.cache.values(), strict=True)], BLOCK
         )
-        self.blocks = gpu.allocate(blocks.nbytes)
-        gpu.upload(blocks, self.blocks.address)
-        gpu.wait()
+        self.blocks = gpu.constant(blocks)
 
     def _bind_cache(self, context: Context) -> None:
         for (name, block), new in zip(self.cache.items(), self.fresh, strict=True):
