@@ -104,7 +104,7 @@ def load_codes(pictures: Pictures, path: Path, vq: Callable[[], VQGAN]) -> NDArr
     return codes
 
 
-def encode_pictures(model: VQGAN, pixels: NDArray[np.uint8], batch: int = 50) -> NDArray[np.int16]:
+def encode_pictures(model: VQGAN, pixels: NDArray[np.uint8], batch: int = 8) -> NDArray[np.int16]:
     """Pictures [n, height, width, 3] -> codes [n, rows, columns]."""
     codes = []
     model = model.to(memory_format=torch.channels_last)  # outside: weights made in inference mode can't be trained on

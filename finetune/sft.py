@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -192,16 +192,30 @@ class Stage:
         path = self.folder / f"{self.name}.pt"
         if not path.exists():
             return False
-        state = torch.load(path, weights_only=True)
-        if Recipe(**json.loads(state["recipe"])) != self.recipe:
-            msg = f"{path} was trained by another recipe; remove it to start again"
-            raise ValueError(msg)
+        state = _state(path, self.recipe)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         if self.recipe.average:
             self.average = state["average"]
         return True
+
+
+def is_finished(path: Path, recipe: Recipe) -> bool:
+    """Whether a stage's checkpoint is at its recipe's last step.
+
+    Raises:
+        ValueError: another recipe made it.
+    """
+    return _state(path, recipe)["step"] == recipe.steps
+
+
+def _state(path: Path, recipe: Recipe) -> dict[str, Any]:
+    state = torch.load(path, weights_only=True)
+    if Recipe(**json.loads(state["recipe"])) != recipe:
+        msg = f"{path} was trained by another recipe; remove it to start again"
+        raise ValueError(msg)
+    return state
 
 
 def summed_losses(model: Decoder, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mgpt_edge.runtime.errors import InvalidRequest, MgptError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from mgpt_edge.runtime.answer import Event
@@ -52,7 +52,14 @@ def check_output(path: Path) -> None:
 
 
 def draw(
-    model: Model, request: Request, events: Iterator[Event], paths: list[Path], preview: Path | None, *, quiet: bool
+    model: Model,
+    request: Request,
+    events: Iterator[Event],
+    paths: list[Path],
+    *,
+    preview: Path | None = None,
+    kept_rows: Sequence[int] = (),
+    quiet: bool,
 ) -> dict[str, Any]:
     """Saves each picture of a request's events as it is done; returns what `--json` prints."""
     from mgpt_edge.runtime.answer import Picture, Preview
@@ -75,25 +82,27 @@ def draw(
                 pictures[event.picture] = {"path": str(paths[event.picture]), **event.image.info[KEY]}
                 del rows[event.picture]
     except KeyboardInterrupt as error:
-        done = [picture["path"] for picture in pictures.values()]
-        raise Interrupted(_save_partial(model, request, list(rows.values()), paths, done)) from error
+        said = [f"{picture['path']} is done" for picture in pictures.values()]
+        said += [line for row in rows.values() if (line := _save_partial(model, request, row, paths, kept_rows))]
+        message = ["interrupted", *said] if said else ["interrupted before the first row", "nothing was written"]
+        raise Interrupted("; ".join(message)) from error
     seconds = time.perf_counter() - started
     return {"pictures": [pictures[number] for number in sorted(pictures)], "seconds": round(seconds, 4)}
 
 
-def _save_partial(model: Model, request: Request, rows: list[FinishedRow], paths: list[Path], done: list[str]) -> str:
-    """Keeps what interrupted pictures had, and how the whole is drawn; returns what to tell the user."""
+def _save_partial(
+    model: Model, request: Request, row: FinishedRow, paths: list[Path], kept_rows: Sequence[int]
+) -> str | None:
+    """Keeps what an interrupted picture had, and how the whole is drawn; returns what to tell the user."""
     from mgpt_edge.runtime.metadata import KEY, save
 
-    said = [f"{path} is done" for path in done]
-    for row in rows:
-        partial = model.presenter.partial(row.tokens)
-        if partial is not None:
-            path = paths[row.picture].with_suffix(".partial.png")
-            partial.info[KEY] = model.presenter.describe([request], row.picture, partial.size, ())
-            save(partial, path)
-            said.append(f"the {row.row + 1} rows that were finished are in {path}")
-    return "interrupted; " + "; ".join(said) if said else "interrupted before the first row; nothing was written"
+    partial = model.presenter.partial(row.tokens)
+    if partial is None:
+        return None
+    path = paths[row.picture].with_suffix(".partial.png")
+    partial.info[KEY] = model.presenter.describe([request], row.picture, partial.size, kept_rows)
+    save(partial, path)
+    return f"the {row.row + 1} rows that were finished are in {path}"
 
 
 def _with_progress(model: Model, events: Iterator[Event], pictures: int, *, quiet: bool) -> Iterator[Event]:

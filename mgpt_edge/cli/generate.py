@@ -81,7 +81,8 @@ def generate(
         raise InvalidRequest(msg)
     request = loaded.request(**settings)
     events = loaded.draw(request, keep=from_image, keep_rows=rows, preview=preview is not None)
-    result = draw(loaded, request, events, numbered(output, count), preview, quiet=as_json)
+    paths = numbered(output, count)
+    result = draw(loaded, request, events, paths, preview=preview, kept_rows=rows, quiet=as_json)
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
     else:

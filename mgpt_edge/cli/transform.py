@@ -62,7 +62,7 @@ def transform(
     }
     loaded = load(model)
     request = loaded.request(instruction or "", task=task, **settings)
-    result = draw(loaded, request, loaded.draw(request, [image]), numbered(output, count), None, quiet=as_json)
+    result = draw(loaded, request, loaded.draw(request, [image]), numbered(output, count), quiet=as_json)
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
     else:

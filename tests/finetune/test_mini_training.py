@@ -66,6 +66,15 @@ def test_a_finished_training_is_not_repeated(trained: Mini) -> None:
     assert (trained.work / "stage-64.pt").stat().st_mtime_ns == before
 
 
+def test_a_finished_stage_needs_no_pictures(trained: Mini, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = StagePlan("more", 32, PLAN.stages[0].groups, Recipe(steps=2))
+    mini, corpus, stages = Mini(trained.work, replace(PLAN, stages=(*PLAN.stages, last)), processes=1), Mini.corpus, []
+    monkeypatch.setattr(Mini, "corpus", lambda self, *args: stages.append(args[0]) or corpus(self, *args))
+    assert [record["step"] for record in mini.train_stages() if "validation" in record] == [2]
+    assert stages == [last, last]  # to train on, and held back
+    assert mini.trained_decoder()[0] is last
+
+
 def test_codes_of_another_plan_are_refused(trained: Mini) -> None:
     larger = replace(PLAN, albums={SIZE: {kind: 2 * count for kind, count in PLAN.albums[SIZE].items()}})
     with pytest.raises(ValueError, match="not 1000; remove it"):

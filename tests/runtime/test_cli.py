@@ -218,9 +218,27 @@ def test_ctrl_c_names_what_was_finished(bundle, monkeypatch, tmp_path):
 
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     with pytest.raises(drawing.Interrupted, match=r"a\.png is done; .*b\.partial\.png|a\.png is done$") as error:
-        drawing.draw(model, request, interrupted(), paths, None, quiet=True)
+        drawing.draw(model, request, interrupted(), paths, quiet=True)
     assert "nothing" not in str(error.value)
     assert (tmp_path / "a.png").exists()
+
+
+def test_a_part_of_a_picture_says_what_it_kept(bundle, tmp_path):
+    from mgpt_edge.cli import drawing
+    from mgpt_edge.runtime.model import load
+
+    model = load(bundle)
+    whole = model.generate("a cat", size=(32, 64), seed=1)
+    request = model.request("a cat", size=(32, 64), seed=2)
+
+    def interrupted():
+        events = model.draw(request, keep=whole, keep_rows=[1])
+        yield next(events)
+        raise KeyboardInterrupt
+
+    with pytest.raises(drawing.Interrupted, match="1 rows that were finished"):
+        drawing.draw(model, request, interrupted(), [tmp_path / "a.png"], kept_rows=[1], quiet=True)
+    assert metadata.read(tmp_path / "a.partial.png")["kept_rows"] == [1]
 
 
 def test_disk_full_is_said(mgpt, bundle, monkeypatch):
