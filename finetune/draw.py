@@ -107,6 +107,5 @@ class _Rows:
         return self.model.lm_head(self.hidden).float()
 
     def _pass(self, tokens: Tensor) -> Tensor:
-        # The cache is written in place; attention need not look beyond what is there.
-        used = int(self.lengths.max()) + tokens.shape[1]
-        return self.model(tokens, self.lengths, *self.tables, *(part[:, :, :used] for part in self.cache))[0]
+        hidden, *self.cache = self.model(tokens, self.lengths, *self.tables, *self.cache)
+        return hidden

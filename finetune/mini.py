@@ -21,7 +21,7 @@ from mgpt_edge.finetune.draw import Sampling
 from mgpt_edge.finetune.judge import Judge, train_judge
 from mgpt_edge.finetune.painter import Painter
 from mgpt_edge.finetune.pictures import Pictures, render_together
-from mgpt_edge.finetune.sft import Stage, initialise, is_finished, small_decoder, validation_loss
+from mgpt_edge.finetune.sft import Stage, finished_weights, initialise, small_decoder, validation_loss
 from mgpt_edge.finetune.sharpen import Coded, Sharpening
 from mgpt_edge.finetune.tasks import KINDS_OF, settings
 from mgpt_edge.finetune.tokenizer import for_text, train_tokenizer
@@ -159,8 +159,9 @@ class Mini:
         """Trains the stages in turn, each from the averaged weights of the one before; yields records of the log."""
         model = self.decoder()
         for plan in self.plan.stages:
-            if self._is_finished(plan):
-                model.load_state_dict(self._averaged(plan))
+            finished = finished_weights(self.work / f"stage-{plan.name}.pt", plan.recipe)
+            if finished is not None:  # its pictures are not needed any more
+                model.load_state_dict(finished)
                 continue
             corpus, held_back = self.corpus(plan, "train"), self.corpus(plan, "validation")
             stage = Stage(model, corpus, plan.recipe, self.work, f"stage-{plan.name}")
@@ -176,14 +177,6 @@ class Mini:
                         yield log({"step": stage.step, "validation": validation_loss(model, held_back)})
             model.load_state_dict(stage.average)
 
-    def _is_finished(self, plan: StagePlan) -> bool:
-        """Whether a stage needs no more training, and so none of its pictures."""
-        path = self.work / f"stage-{plan.name}.pt"
-        return path.exists() and is_finished(path, plan.recipe)
-
-    def _averaged(self, plan: StagePlan) -> dict[str, torch.Tensor]:
-        return torch.load(self._trained(f"stage-{plan.name}"), weights_only=True)["average"]
-
     def trained_decoder(self) -> tuple[StagePlan, Decoder]:
         """The newest stage that has a checkpoint, and its averaged weights."""
         saved = [plan for plan in self.plan.stages if (self.work / f"stage-{plan.name}.pt").exists()]
@@ -191,7 +184,7 @@ class Mini:
             msg = f"no trained stage in {self.work}; run the stage fp-sft first"
             raise FileNotFoundError(msg)
         model = self.decoder()
-        model.load_state_dict(self._averaged(saved[-1]))
+        model.load_state_dict(torch.load(self._trained(f"stage-{saved[-1].name}"), weights_only=True)["average"])
         return saved[-1], model.eval()
 
     def painter(self) -> Painter:

@@ -201,13 +201,14 @@ class Stage:
         return True
 
 
-def is_finished(path: Path, recipe: Recipe) -> bool:
-    """Whether a stage's checkpoint is at its recipe's last step.
+def finished_weights(path: Path, recipe: Recipe) -> dict[str, Tensor] | None:
+    """The averaged weights of a stage's checkpoint that is at its recipe's last step; None if there is none.
 
     Raises:
         ValueError: another recipe made it.
     """
-    return _state(path, recipe)["step"] == recipe.steps
+    state = _state(path, recipe) if path.exists() else {"step": 0}
+    return state["average"] if state["step"] == recipe.steps else None
 
 
 def _state(path: Path, recipe: Recipe) -> dict[str, Any]:
