@@ -12,7 +12,7 @@ from PIL import Image
 from mgpt_edge.finetune.album import Scenes
 from mgpt_edge.finetune.files import replace_atomically
 from mgpt_edge.finetune.pictures import SHARD, Pictures
-from mgpt_edge.finetune.tasks import TASKS
+from mgpt_edge.finetune.tasks import SCENE_TASKS
 from mgpt_edge.finetune.world import KINDS, render
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def write_examples(folder: Path, count: int, side: int, split: str = "validation
         split: of the world's scenes.
     """
     book, lines = Sketchbook(split, side, folder), []
-    for number, task in zip(range(count), cycle(TASKS.values()), strict=False):
+    for number, task in zip(range(count), cycle(SCENE_TASKS.values()), strict=False):
         book.pixels.clear()
         turns = task(book, np.random.default_rng(number))
         names = [f"pictures/{number:05d}-{place}.png" for place in range(len(book.pixels))]

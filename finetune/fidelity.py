@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from mgpt_edge.finetune.album import Album
     from mgpt_edge.finetune.draw import Sampling
-    from mgpt_edge.finetune.judge import Judge
+    from mgpt_edge.finetune.judge import Judge, Reading
     from mgpt_edge.finetune.world import Frame, Scene
 
 
@@ -97,17 +97,17 @@ def asked(split: str, solids: int, count: int) -> list[Scene]:
 def text_to_image(
     artist: Artist, judge: Judge, scenes: list[Scene], size: tuple[int, int], sampling: Sampling, seed: int = 0
 ) -> NDArray[np.bool_]:
-    """Draws one caption of each scene: which show it; a place counts only where the caption names it."""
+    """Draws one caption of each scene: which show it."""
     rng = np.random.default_rng(seed)
     prompts = [captions(scene, rng)[0] for scene in scenes]
     readings = judge.read(artist.paint(prompts, *size, sampling, seed))
+    return np.array([shows_asked(*each) for each in zip(readings, scenes, prompts, strict=True)])
+
+
+def shows_asked(reading: Reading, scene: Scene, caption: str) -> bool:
+    """Whether a picture has a scene's solids, where the caption says, if it does."""
     phrases = [phrase for group in PHRASES.values() for phrase in group]
-    return np.array(
-        [
-            reading.shows(scene, where=any(phrase in prompt for phrase in phrases))
-            for reading, scene, prompt in zip(readings, scenes, prompts, strict=True)
-        ]
-    )
+    return reading.shows(scene, where=any(phrase in caption for phrase in phrases))
 
 
 def depth(artist: Artist, album: Album, count: int) -> float:

@@ -43,10 +43,11 @@ class Journal:
         text = "".join(json.dumps(record) + "\n" for record in kept)
         replace_atomically(self.path, lambda draft: draft.write_text(text))
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Adds a record; it has at least stage, step and loss."""
+    def write(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Adds a record and returns it; `rewind` and `plot` need stage, step and loss in it."""
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
+        return record
 
     def plot(self) -> None:
         """Draws the loss of every step and its running mean as `loss.png`."""

@@ -159,6 +159,19 @@ def judge_loss(maps: dict[str, Tensor], floors: Tensor, targets: _Targets) -> Te
     return loss + F.smooth_l1_loss(place, targets.places) + 0.3 * F.cross_entropy(floors, targets.floors)
 
 
+def trained_judge(path: Path, albums: Sequence[Sequence[Pictures]], steps: int, seed: int, processes: int) -> Judge:
+    """The judge of a file, trained if it is not there; as of `train_judge`, whose pictures are rendered for it."""
+    if not path.exists():
+        torch.manual_seed(seed)
+        judge = Judge()
+        for pictures in (pictures for album in albums for pictures in album):
+            pictures.render(processes)
+        for _ in train_judge(judge, albums, steps, seed=seed):
+            pass
+        judge.save(path)
+    return Judge.load(path)
+
+
 def train_judge(
     judge: Judge,
     albums: Sequence[Sequence[Pictures]],

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Tokenizer
-from typing_extensions import Self
 
 from mgpt_edge.export.model import Decoder
 from mgpt_edge.export.tokenizer import read_vocabulary
@@ -18,7 +16,9 @@ from mgpt_edge.finetune import checkpoint
 from mgpt_edge.finetune.album import Album, encode_pictures, load_codes
 from mgpt_edge.finetune.corpus import Corpus, Group, Part, world_text
 from mgpt_edge.finetune.draw import Sampling
-from mgpt_edge.finetune.judge import Judge, train_judge
+from mgpt_edge.finetune.journal import Journal
+from mgpt_edge.finetune.judge import Judge, trained_judge
+from mgpt_edge.finetune.kept import Kept, keep
 from mgpt_edge.finetune.painter import Painter
 from mgpt_edge.finetune.pictures import Pictures, render_together
 from mgpt_edge.finetune.sft import Stage, finished_weights, initialise, small_decoder, validation_loss
@@ -33,10 +33,11 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from mgpt_edge.finetune.plan import Plan, Size, StagePlan, VQPictures
+    from mgpt_edge.finetune.plan import KeptPlan, Plan, Size, StagePlan, VQPictures
     from mgpt_edge.runtime.vocabulary import Vocabulary
 
 
+BOTH = ("train", "held_out")
 EYE_LAYERS = 4
 SAMPLING = Sampling(guidance=3.0, top_k=100, temperature=0.7)
 
@@ -58,12 +59,12 @@ class Mini:
         sources = [self._source(part) for part in self.plan.vq_pictures]
         training = VQTraining(self.plan.vq, sources, self.work, self.eye)
         training.resume()
-        with _Log(self.work / "vq.jsonl") as log:
-            for record in training.run():
-                if record["step"] % 25 == 0:
-                    yield log(record)
-                if record["step"] % 1000 == 0 or record["step"] == self.plan.vq.steps:
-                    yield log({"step": record["step"], **self._vq_figures(training.model)})
+        log = Journal(self.work / "vq.jsonl")
+        for record in training.run():
+            if record["step"] % 25 == 0:
+                yield log.write(record)
+            if record["step"] % 1000 == 0 or record["step"] == self.plan.vq.steps:
+                yield log.write({"step": record["step"], **self._vq_figures(training.model)})
 
     def _source(self, part: VQPictures) -> Source:
         pictures = Pictures(self.work / "pictures", "train", part.side, part.side, part.count, part.kind)
@@ -99,12 +100,12 @@ class Mini:
         sources = [self._coded(part) for part in self.plan.vq_pictures]
         training = Sharpening(self.plan.sharpening, self.vq, sources, self.work)
         training.resume()
-        with _Log(self.work / "sharp.jsonl") as log:
-            for record in training.run():
-                if record["step"] % 25 == 0:
-                    yield log(record)
-                if record["step"] % 1000 == 0 or record["step"] == self.plan.sharpening.steps:
-                    yield log({"step": record["step"], **self._vq_figures(training.model)})
+        log = Journal(self.work / "sharp.jsonl")
+        for record in training.run():
+            if record["step"] % 25 == 0:
+                yield log.write(record)
+            if record["step"] % 1000 == 0 or record["step"] == self.plan.sharpening.steps:
+                yield log.write({"step": record["step"], **self._vq_figures(training.model)})
 
     def _coded(self, part: VQPictures) -> Coded:
         source = self._source(part)
@@ -133,21 +134,36 @@ class Mini:
         return Album(pictures, loaded, self.vocabulary)
 
     def corpus(self, stage: StagePlan, split: str) -> Corpus:
-        """What a stage is trained on, or the same tasks over held-back scenes."""
+        """What a stage is trained on, or the same tasks over held-back scenes, of which the model keeps no pictures."""
         kinds: dict[Size, set[str]] = {}
-        for task, size in stage.tasks:
+        shown = {key for key in stage.tasks if key[0] != "kept"}
+        for task, size in shown:
             kinds.setdefault(size, set()).update(KINDS_OF.get(task, set()))
         albums = {size: self.album(size, split, wanted) for size, wanted in kinds.items()}
-        groups = [
-            Group(
-                [Part(task, albums[size], weight) for (task, size), weight in plan.tasks.items()],
-                plan.batch,
-                plan.weight,
-            )
+        sources: dict[tuple[str, Size], Album | Kept] = {(task, size): albums[size] for task, size in shown}
+        if split == "train":
+            sources |= {("kept", s): self._kept(stage, s) for task, s in stage.tasks if task == "kept"}
+        parts = [
+            [Part(key[0], sources[key], weight) for key, weight in plan.tasks.items() if key in sources]
             for plan in stage.groups
         ]
+        groups = [Group(has, plan.batch, plan.weight) for has, plan in zip(parts, stage.groups, strict=True) if has]
         drop = stage.prompt_drop if split == "train" else 0.0
         return Corpus(groups, for_text(self.tokenizer), self.vocabulary, drop, stage.recipe.seed)
+
+    def keep(self, stage: StagePlan) -> Iterator[dict[str, float]]:
+        """Has the pictures drawn that a stage is trained on, until as many are right; yields records of the log."""
+        for plan in stage.kept:
+            painter = self.painter(plan.artist)
+            for size, count in plan.counts.items():
+                yield from keep(painter, self.critic, size, count, plan.sampling, self._kept_file(plan, size))
+
+    def _kept(self, stage: StagePlan, size: Size) -> Kept:
+        files = [self._kept_file(plan, size) for plan in stage.kept if size in plan.counts]
+        return Kept(files, *size, self.vocabulary)
+
+    def _kept_file(self, plan: KeptPlan, size: Size) -> Path:
+        return self.work / f"kept-{plan.artist}-{size[0]}x{size[1]}.npz"
 
     def decoder(self) -> Decoder:
         """An untrained transformer."""
@@ -163,18 +179,19 @@ class Mini:
             if finished is not None:  # its pictures are not needed any more
                 model.load_state_dict(finished)
                 continue
+            yield from self.keep(plan)
             corpus, held_back = self.corpus(plan, "train"), self.corpus(plan, "validation")
             stage = Stage(model, corpus, plan.recipe, self.work, f"stage-{plan.name}")
             stage.resume()
             began, first = time.monotonic(), stage.step
-            with _Log(self.work / f"stage-{plan.name}.jsonl") as log:
-                for record in stage.run():
-                    if record["step"] % 20 == 0:
-                        spent = time.monotonic() - began
-                        record["left_s"] = spent / (stage.step - first) * (plan.recipe.steps - stage.step)
-                        yield log(record)
-                    if record["step"] % 500 == 0 or record["step"] == plan.recipe.steps:
-                        yield log({"step": stage.step, "validation": validation_loss(model, held_back)})
+            log = Journal(self.work / f"stage-{plan.name}.jsonl")
+            for record in stage.run():
+                if record["step"] % 20 == 0:
+                    spent = time.monotonic() - began
+                    record["left_s"] = spent / (stage.step - first) * (plan.recipe.steps - stage.step)
+                    yield log.write(record)
+                if record["step"] % 500 == 0 or record["step"] == plan.recipe.steps:
+                    yield log.write({"step": stage.step, "validation": validation_loss(model, held_back)})
             model.load_state_dict(stage.average)
 
     def trained_decoder(self) -> tuple[StagePlan, Decoder]:
@@ -183,13 +200,17 @@ class Mini:
         if not saved:
             msg = f"no trained stage in {self.work}; run the stage fp-sft first"
             raise FileNotFoundError(msg)
-        model = self.decoder()
-        model.load_state_dict(torch.load(self._trained(f"stage-{saved[-1].name}"), weights_only=True)["average"])
-        return saved[-1], model.eval()
+        return saved[-1], self._averaged(saved[-1].name)
 
-    def painter(self) -> Painter:
-        """The newest stage at work."""
-        return Painter(self.trained_decoder()[1], self.vq, for_text(self.tokenizer), self.vocabulary)
+    def _averaged(self, stage: str) -> Decoder:
+        model = self.decoder()
+        model.load_state_dict(torch.load(self._trained(f"stage-{stage}"), weights_only=True)["average"])
+        return model.eval()
+
+    def painter(self, stage: str | None = None) -> Painter:
+        """A stage at work, the newest unless named."""
+        model = self._averaged(stage) if stage else self.trained_decoder()[1]
+        return Painter(model, self.vq, for_text(self.tokenizer), self.vocabulary)
 
     def write(self, folder: Path, sampling: Sampling = SAMPLING) -> None:
         """Writes the checkpoint of the newest stage, and beside it the judge that its figures come from."""
@@ -208,9 +229,12 @@ class Mini:
 
         On pairs of color and shape that the model never sees, too: what it makes of them is to be read.
         """
-        return self._reader(
-            "judge", list(self.plan.albums), self.plan.judge_steps, seed=0, splits=("train", "held_out")
-        )
+        return self._reader("judge", list(self.plan.albums), self.plan.judge_steps, seed=2, splits=BOTH)
+
+    @cached_property
+    def critic(self) -> Judge:
+        """Chooses among the model's own pictures: never the judge, whose figures would flatter what it had chosen."""
+        return self._reader("critic", list(self.plan.albums), self.plan.judge_steps, seed=0, splits=BOTH)
 
     @cached_property
     def eye(self) -> nn.Sequential:
@@ -222,17 +246,8 @@ class Mini:
     def _reader(
         self, name: str, sizes: list[Size], steps: int, seed: int, splits: tuple[str, ...] = ("train",)
     ) -> Judge:
-        path = self.work / f"{name}.safetensors"
-        if not path.exists():
-            torch.manual_seed(seed)
-            judge = Judge()
-            albums = [[self.pictures(size, split) for split in splits] for size in sizes]
-            for pictures in (pictures for album in albums for pictures in album):
-                pictures.render(self.processes)
-            for _ in train_judge(judge, albums, steps, seed=seed):
-                pass
-            judge.save(path)
-        return Judge.load(path)
+        albums = [[self.pictures(size, split) for split in splits] for size in sizes]
+        return trained_judge(self.work / f"{name}.safetensors", albums, steps, seed, self.processes)
 
     def _trained(self, name: str) -> Path:
         path = self.work / f"{name}.pt"
@@ -240,22 +255,3 @@ class Mini:
             msg = f"there is no {path}; run `make mini`, or the training stage that makes it"
             raise FileNotFoundError(msg)
         return path
-
-
-class _Log:
-    """Appends records to a JSONL file, each flushed."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open("a")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __call__(self, record: dict[str, float]) -> dict[str, float]:
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
-        return record
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()

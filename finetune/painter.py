@@ -17,6 +17,7 @@ from mgpt_edge.runtime.prompt import TEMPLATES, encode_turn
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
+    from torch import Tensor
 
     from mgpt_edge.export.model import Decoder
     from mgpt_edge.export.vqgan import VQGAN
@@ -50,21 +51,31 @@ class Painter:
 
     def paint(self, prompts: list[str], width: int, height: int, sampling: Sampling, seed: int) -> NDArray[np.uint8]:
         """Pictures [n, height, width, 3], one a prompt."""
-        text = TEMPLATES["text-to-image"]
-        asked = [Turn(text.format(width=width, height=height, prompt=prompt)) for prompt in prompts]
-        return self.respond(asked, width, height, sampling, seed)
+        return self.respond(self.asked(prompts, width, height), width, height, sampling, seed)
 
-    def respond(
-        self, asked: list[Turn], width: int, height: int, sampling: Sampling, seed: int, batch: int = 50
-    ) -> NDArray[np.uint8]:
+    def respond(self, asked: list[Turn], width: int, height: int, sampling: Sampling, seed: int) -> NDArray[np.uint8]:
         """The pictures [n, height, width, 3] that answer questions."""
+        return self.decode(self.draw(asked, width, height, sampling, seed))
+
+    def asked(self, prompts: list[str], width: int, height: int) -> list[Turn]:
+        """What is said to the model so that it draws."""
+        text = TEMPLATES["text-to-image"]
+        return [Turn(text.format(width=width, height=height, prompt=prompt)) for prompt in prompts]
+
+    def draw(
+        self, asked: list[Turn], width: int, height: int, sampling: Sampling, seed: int, batch: int = 50
+    ) -> Tensor:
+        """The codes [n, rows, columns] that answer questions."""
         layout, parts = ImageLayout(width, height, self.vocabulary), []
         for start in range(0, len(asked), batch):
             prompts = [self._prompt(turn) for turn in asked[start : start + batch]]
-            codes = draw(self.model, layout, prompts, sampling, seed + start)
-            with torch.inference_mode():
-                parts.append(self.vq.decode_pixels(codes).numpy())
-        return np.concatenate(parts)
+            parts.append(draw(self.model, layout, prompts, sampling, seed + start))
+        return torch.cat(parts)
+
+    def decode(self, codes: Tensor, batch: int = 8) -> NDArray[np.uint8]:
+        """The pictures [n, height, width, 3] of codes [n, rows, columns]."""
+        with torch.inference_mode():
+            return np.concatenate([self.vq.decode_pixels(part).numpy() for part in codes.split(batch)])
 
     def answer(self, asked: list[Turn], batch: int = 50) -> list[str]:
         """The likeliest answers in text."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from mgpt_edge.finetune.draw import Sampling
 from mgpt_edge.finetune.sft import Recipe
 from mgpt_edge.finetune.sharpen import SharpenRecipe
 from mgpt_edge.finetune.vq import VQRecipe
@@ -38,6 +39,15 @@ class GroupPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptPlan:
+    """Pictures that the model of an earlier stage draws: whose, how many right ones of each size, and how."""
+
+    artist: str
+    counts: Mapping[Size, int]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
 class StagePlan:
     """One progressive stage; `side` is that of the squares it is scored on, and that its model draws unless asked."""
 
@@ -46,6 +56,13 @@ class StagePlan:
     groups: tuple[GroupPlan, ...]
     recipe: Recipe
     prompt_drop: float = 0.12
+    kept: tuple[KeptPlan, ...] = ()
+
+    def __post_init__(self) -> None:
+        drawn = {size for kept in self.kept for size in kept.counts}
+        if (wanted := {size for task, size in self.tasks if task == "kept"}) != drawn:
+            msg = f"stage {self.name} is trained on kept pictures of {sorted(wanted)}, but {sorted(drawn)} are drawn"
+            raise ValueError(msg)
 
     @property
     def tasks(self) -> set[tuple[str, Size]]:
@@ -103,6 +120,8 @@ def default_plan() -> Plan:
     beside = GroupPlan({("text-to-image", SQUARE_128): 1.0, ("beside", SQUARE_128): 2.0}, batch=32)
     words = GroupPlan({("text-only", SQUARE_128): 1.0}, batch=64, weight=0.15)
     large = {("text-to-image", SQUARE_256): 5.0, ("pair", SQUARE_256): 4.0}
+    first = KeptPlan("256-on", {SQUARE_128: 5400, SQUARE_192: 870, WIDE: 640, SQUARE_256: 590}, Sampling(3.0, 100, 0.7))
+    second = KeptPlan("kept", {SQUARE_128: 3800, SQUARE_192: 400, HIGH: 350, SQUARE_256: 350}, Sampling(1.5, 100, 0.6))
     return Plan(
         vq=VQRecipe(steps=14000),
         vq_pictures=(*colors, *dense),
@@ -125,6 +144,42 @@ def default_plan() -> Plan:
                 128,
                 (_drawn(0.5), _long(0.45, large), _longest(0.08)),
                 Recipe(steps=3500, rate=1.2e-3, muon=True),
+            ),
+            StagePlan(
+                "quiz",
+                128,
+                (_kept_small(0.35, _pictures_of(SQUARE_128, 0.5)), *_quizzes(0.4, 0.25)),
+                Recipe(steps=200, rate=1.2e-3, floor=0.3, average=0.99, ramp=30, seed=7, muon=True),
+                kept=(replace(first, counts={SQUARE_128: 5400}),),
+            ),
+            StagePlan(
+                "is-there",
+                128,
+                (
+                    GroupPlan({("is-there", SQUARE_128): 1.0}, 20, 0.4),
+                    GroupPlan({("text-is-there", SQUARE_128): 1.0}, 64, 0.6),
+                ),
+                Recipe(steps=200, rate=1.5e-3, floor=0.05, average=0.99, ramp=30, seed=7, muon=True),
+            ),
+            StagePlan(
+                "kept",
+                128,
+                (_kept_small(0.34), _kept_middle(0.23), _kept_large(0.15), *_quizzes(0.16, 0.1), _quiz_256(0.03)),
+                Recipe(steps=1100, rate=1e-3, floor=0.05, average=0.99, ramp=30, seed=7, muon=True),
+                kept=(first,),
+            ),
+            StagePlan(
+                "kept-on",
+                128,
+                (
+                    _kept_small(0.3, {("answer", SQUARE_128): 0.7}),
+                    _kept_middle(0.25, {("kept", HIGH): 2.0}),
+                    _kept_large(0.19),
+                    *_quizzes(0.16, 0.07),
+                    _quiz_256(0.03),
+                ),
+                Recipe(steps=850, rate=6e-4, floor=0.05, average=0.99, ramp=30, seed=8, muon=True),
+                kept=(first, second),
             ),
         ),
     )
@@ -166,3 +221,34 @@ def _long(weight: float, drawn: Mapping[tuple[str, Size], float] | None = None) 
 def _longest(weight: float) -> GroupPlan:
     """About 570 tokens."""
     return GroupPlan(_pictures_of(SQUARE_256) | {("answer", SQUARE_256): 2.0}, 6, weight)
+
+
+def _kept_small(weight: float, beside: Mapping[tuple[str, Size], float] | None = None) -> GroupPlan:
+    """About 100 tokens: small pictures that the model drew itself, and a few that were rendered."""
+    drawn = {("kept", SQUARE_128): 8.0, ("text-to-image", SQUARE_128): 1.0, ("pair", SQUARE_128): 1.0}
+    return GroupPlan({**drawn, **(beside or {})}, 32, weight)
+
+
+def _kept_middle(weight: float, beside: Mapping[tuple[str, Size], float] | None = None) -> GroupPlan:
+    """About 180 tokens: the same of middle sizes, and every task at the small one."""
+    drawn = {("kept", SQUARE_192): 3.0, ("kept", WIDE): 2.0, ("describe", SQUARE_128): 0.2}
+    drawn |= {("text-to-image", size): 0.4 for size in (SQUARE_192, WIDE, HIGH)}
+    drawn |= {("pair", SQUARE_192): 0.5, ("pair", WIDE): 0.5, ("pair", HIGH): 0.8}
+    return GroupPlan({**drawn, **(beside or {}), **_pictures_of(SQUARE_128, 0.5)}, 20, weight)
+
+
+def _kept_large(weight: float) -> GroupPlan:
+    """About 300 tokens: the same of large pictures, and every task at the middle size."""
+    drawn = {("kept", SQUARE_256): 5.0, ("text-to-image", SQUARE_256): 1.0, ("pair", SQUARE_256): 1.0}
+    return GroupPlan(drawn | _pictures_of(SQUARE_192, 0.2), 12, weight)
+
+
+def _quizzes(pictures: float, words: float) -> tuple[GroupPlan, GroupPlan]:
+    """A dozen questions a sequence, about a picture and about words."""
+    seen = GroupPlan({("quiz", SQUARE_128): 4.0, ("quiz", SQUARE_192): 1.0}, 16, pictures)
+    return seen, GroupPlan({("text-quiz", SQUARE_128): 1.0}, 32, words)
+
+
+def _quiz_256(weight: float) -> GroupPlan:
+    """About 450 tokens."""
+    return GroupPlan(_pictures_of(SQUARE_256) | {("quiz", SQUARE_256): 2.0}, 6, weight)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mgpt_edge.finetune.conversation import Turn
 from mgpt_edge.finetune.draw import FAITHFUL
 from mgpt_edge.finetune.world import captions
 from mgpt_edge.finetune.world.caption import description
-from mgpt_edge.finetune.world.dialogue import edit_of, questions
+from mgpt_edge.finetune.world.dialogue import close_calls, edit_of, questions, quiz
 from mgpt_edge.runtime.prompt import IMAGE_MARK, TEMPLATES
 
 if TYPE_CHECKING:
@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
     from mgpt_edge.finetune.album import Scenes
     from mgpt_edge.finetune.draw import Sampling
+    from mgpt_edge.finetune.kept import Kept
     from mgpt_edge.finetune.world import Scene
+    from mgpt_edge.finetune.world.dialogue import Question
 
-    Task = Callable[[Scenes, np.random.Generator], list[Turn]]
+    Ask = Callable[[Scene], list[Question]]
+    Task = Callable[[Any, np.random.Generator], list[Turn]]
 
 
 VAGUE = 0.25
@@ -41,6 +44,12 @@ def beside(album: Scenes, rng: np.random.Generator) -> list[Turn]:
 def pair(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     """The same of any two solids: which of them has which color and shape is learnt late, too."""
     return _drawn(album, rng, album.pairs[rng.integers(len(album.pairs))])
+
+
+def kept(album: Kept, rng: np.random.Generator) -> list[Turn]:
+    """A caption -> a picture that the model drew for it."""
+    index = int(rng.integers(len(album.captions)))
+    return _asked(album, album.captions[index], album.tokens(index))
 
 
 def depth(album: Scenes, rng: np.random.Generator) -> list[Turn]:
@@ -76,10 +85,17 @@ def edit(album: Scenes, rng: np.random.Generator) -> list[Turn]:
 
 def answer(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     """Two to four questions about a picture, one after another."""
-    index, mirrored = int(rng.integers(album.count("picture"))), bool(rng.integers(2))
-    turns = _dialogue(album.scene(index, mirrored), rng)
-    turns[0] = Turn(turns[0].text, (album.tokens("picture", index, mirrored),))
-    return turns
+    return _about_picture(album, rng, lambda scene: questions(scene, rng, int(rng.integers(2, 5))))
+
+
+def quiz_answer(album: Scenes, rng: np.random.Generator) -> list[Turn]:
+    """A dozen questions about a picture: most of what a sequence teaches is otherwise the picture."""
+    return _about_picture(album, rng, lambda scene: quiz(scene, rng))
+
+
+def is_there(album: Scenes, rng: np.random.Generator) -> list[Turn]:
+    """Whether something is there, ten times: the one kind that stays at chance where it is one of many."""
+    return _about_picture(album, rng, lambda scene: close_calls(scene, rng, 10))
 
 
 def describe(album: Scenes, rng: np.random.Generator) -> list[Turn]:
@@ -91,21 +107,45 @@ def describe(album: Scenes, rng: np.random.Generator) -> list[Turn]:
 
 def text_only(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     """A description in words and two to four questions about it."""
-    scene = album.scene(int(rng.integers(len(album.scenes))), bool(rng.integers(2)))
-    turns = _dialogue(scene, rng)
-    turns[0] = Turn(f"{description(scene)} {turns[0].text}")
-    return turns
+    return _about_words(album, rng, lambda scene: questions(scene, rng, int(rng.integers(2, 5))))
+
+
+def text_quiz(album: Scenes, rng: np.random.Generator) -> list[Turn]:
+    """A description in words and a dozen questions about it."""
+    return _about_words(album, rng, lambda scene: quiz(scene, rng))
+
+
+def text_is_there(album: Scenes, rng: np.random.Generator) -> list[Turn]:
+    """A description in words, and ten times whether something is there."""
+    return _about_words(album, rng, lambda scene: close_calls(scene, rng, 10))
 
 
 def _drawn(album: Scenes, rng: np.random.Generator, index: int) -> list[Turn]:
     mirrored = bool(rng.integers(2))
     caption = captions(album.scene(index, mirrored), rng, vague=VAGUE)[0]
-    size = {"width": album.width, "height": album.height}
-    return [Turn(TEMPLATES["text-to-image"].format(prompt=caption, **size)), _shown(album, "picture", index, mirrored)]
+    return _asked(album, caption, album.tokens("picture", index, mirrored))
 
 
-def _dialogue(scene: Scene, rng: np.random.Generator) -> list[Turn]:
-    asked = questions(scene, rng, int(rng.integers(2, 5)))
+def _asked(album: Scenes | Kept, caption: str, picture: list[int]) -> list[Turn]:
+    text = TEMPLATES["text-to-image"].format(prompt=caption, width=album.width, height=album.height)
+    return [Turn(text), Turn(IMAGE_MARK, (picture,))]
+
+
+def _about_picture(album: Scenes, rng: np.random.Generator, ask: Ask) -> list[Turn]:
+    index, mirrored = int(rng.integers(album.count("picture"))), bool(rng.integers(2))
+    turns = _dialogue(ask(album.scene(index, mirrored)))
+    turns[0] = Turn(turns[0].text, (album.tokens("picture", index, mirrored),))
+    return turns
+
+
+def _about_words(album: Scenes, rng: np.random.Generator, ask: Ask) -> list[Turn]:
+    scene = album.scene(int(rng.integers(len(album.scenes))), bool(rng.integers(2)))
+    turns = _dialogue(ask(scene))
+    turns[0] = Turn(f"{description(scene)} {turns[0].text}")
+    return turns
+
+
+def _dialogue(asked: list[Question]) -> list[Turn]:
     return [turn for question in asked for turn in (Turn(question.text), Turn(question.answer))]
 
 
@@ -124,7 +164,7 @@ def _shown(album: Scenes, kind: str, index: int, mirrored: bool = False) -> Turn
     return Turn(IMAGE_MARK, (album.tokens(kind, index, mirrored),))
 
 
-TASKS: dict[str, Task] = {
+SCENE_TASKS: dict[str, Task] = {
     "text-to-image": text_to_image,
     "beside": beside,
     "pair": pair,
@@ -136,10 +176,19 @@ TASKS: dict[str, Task] = {
     "from-segmentation": from_segmentation,
     "edit": edit,
     "answer": answer,
+    "quiz": quiz_answer,
+    "is-there": is_there,
     "describe": describe,
     "text-only": text_only,
+    "text-quiz": text_quiz,
+    "text-is-there": text_is_there,
 }
-GUIDED = frozenset(("text-to-image", "beside", "pair", "from-edges", "from-depth", "from-segmentation", "edit"))
+"""Over scenes and their pictures."""
+
+TASKS = SCENE_TASKS | {"kept": kept}
+"""With that over pictures that the model drew."""
+
+GUIDED = frozenset(("text-to-image", "beside", "pair", "kept", "from-edges", "from-depth", "from-segmentation", "edit"))
 """Tasks whose answer is a picture that guidance may be used for: their prompt is dropped now and then."""
 
 KINDS_OF = {

@@ -44,6 +44,33 @@ def questions(scene: Scene, rng: np.random.Generator, count: int = 1) -> list[Qu
     return found
 
 
+def quiz(scene: Scene, rng: np.random.Generator, count: int = 9) -> list[Question]:
+    """Up to `count` different questions, more of the kinds that are learnt late, and a third as many `close_calls`."""
+    often = {_how_many: 4, _what_color: 2, _is_there: 2, _what_is_beside: 5, _which_floor: 1, _how_large: 2}
+    kinds = [kind for kind, weight in often.items() for _ in range(weight)]
+    drawn = [kinds[rng.integers(len(kinds))](scene, rng) for _ in range(4 * count)]
+    different = list({question.text: question for question in drawn if question is not None}.values())
+    found = [*different[:count], *close_calls(scene, rng, count // 3)]
+    return [found[index] for index in rng.permutation(len(found))]
+
+
+def close_calls(scene: Scene, rng: np.random.Generator, count: int) -> list[Question]:
+    """Whether something is there: half of it is, and most of the rest has its color or its shape from what is."""
+    there = [(solid.color, solid.shape) for solid in scene.solids]
+    found = []
+    for draw in rng.random(count):
+        (color, shape), other = (
+            there[rng.integers(len(there))],
+            (COLORS[rng.integers(len(COLORS))], SHAPES[rng.integers(len(SHAPES))]),
+        )
+        if draw >= 0.5:
+            near = [(other[0], shape)] * 3 + [(color, other[1])] * 3 + [other] * 4
+            color, shape = near[rng.integers(len(near))]
+        answer = "yes" if (color, shape) in there else "no"
+        found.append(Question(f"Is there {article(f'{color} {shape}')}?", answer))
+    return found
+
+
 def edits(scene: Scene, rng: np.random.Generator) -> Edit:
     """One change of the scene: a color, a solid less or a solid more."""
     kinds: list[Callable[[Scene, np.random.Generator], Edit | None]] = [_recolor, _remove, _add]

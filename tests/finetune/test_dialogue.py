@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mgpt_edge.finetune.world import COLORS, HELD_OUT, sample_scene
-from mgpt_edge.finetune.world.dialogue import edits, questions
+from mgpt_edge.finetune.world.dialogue import close_calls, edits, questions, quiz
 from mgpt_edge.finetune.world.scene import relation
 
 NUMBERS = {"none": 0, "one": 1, "two": 2, "three": 3, "four": 4}
@@ -17,7 +17,8 @@ def test_answers_are_true() -> None:
     for seed in range(150):
         scene = sample_scene(seed, solids=1 + seed % 3)
         nouns = {f"{s.color} {s.shape}": s for s in scene.solids}
-        for question in questions(scene, rng, 3):
+        quizzed = quiz(scene, rng)
+        for question in (*questions(scene, rng, 3), *quizzed):
             text, answer = question.text, question.answer
             kinds.add(text.split()[1])
             if text == "How many solids are there?":
@@ -39,7 +40,22 @@ def test_answers_are_true() -> None:
                 where = relation(nouns[" ".join(answer.split()[1:])], asked)
                 assert where is not None
                 assert where in text.replace("in front of", "front")
+        assert 6 <= len(quizzed) <= 12
     assert kinds == {"many", "there", "the", "color", "is"}
+
+
+def test_close_calls_are_told_apart_by_both_words_alone() -> None:
+    rng, answers, near = np.random.default_rng(0), [], []
+    for seed in range(200):
+        scene = sample_scene(seed, solids=1)
+        for question in close_calls(scene, rng, 10):
+            *_, color, shape = question.text.rstrip("?").split()
+            answers.append(question.answer)
+            if question.answer == "no":
+                near.append((color == scene.solids[0].color) + (shape == scene.solids[0].shape))
+    assert 0.5 < answers.count("yes") / len(answers) < 0.6
+    assert set(near) == {0, 1}
+    assert 0.6 < np.mean(near) < 0.8
 
 
 def test_edits_do_what_they_say() -> None:

@@ -14,12 +14,12 @@ from mgpt_edge.bench.quality import BundleArtist
 from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.vqgan import VQConfig
-from mgpt_edge.finetune import scores
+from mgpt_edge.finetune import kept, scores
 from mgpt_edge.finetune.album import encode_pictures
 from mgpt_edge.finetune.draw import FAITHFUL, Sampling
 from mgpt_edge.finetune.judge import Judge
 from mgpt_edge.finetune.mini import SAMPLING, Mini
-from mgpt_edge.finetune.plan import GroupPlan, Plan, StagePlan, VQPictures, default_plan
+from mgpt_edge.finetune.plan import GroupPlan, KeptPlan, Plan, StagePlan, VQPictures, default_plan
 from mgpt_edge.finetune.sft import Recipe
 from mgpt_edge.finetune.sharpen import SharpenRecipe
 from mgpt_edge.finetune.tasks import TASKS
@@ -39,7 +39,13 @@ PLAN = Plan(
     albums={SIZE: dict.fromkeys((*KINDS, "edited"), 500)},
     stages=(
         StagePlan("32", 32, (GroupPlan({("text-to-image", SIZE): 1.0}, 2),), Recipe(steps=2)),
-        StagePlan("64", 64, (GroupPlan({(task, SIZE): 1.0 for task in TASKS}, 4),), Recipe(steps=3)),
+        StagePlan(
+            "64",
+            64,
+            (GroupPlan({(task, SIZE): 1.0 for task in TASKS}, 4),),
+            Recipe(steps=3),
+            kept=(KeptPlan("32", {SIZE: 60}, Sampling(guidance=2.0, top_k=10)),),
+        ),
     ),
     sharpening=SharpenRecipe(steps=4, pixels=2 * 32 * 32, begin=2),
     unseen_pairs=500,
@@ -53,7 +59,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Mini:
     torch.set_num_threads(1)
     mini = Mini(tmp_path_factory.mktemp("mini"), PLAN, processes=1)
     assert list(mini.train_vq())[-1].keys() == {"step", "psnr_32", "codes_used_32"}
-    records = list(mini.train_stages())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept, "shows", lambda *_: True)  # so small a model draws nothing right
+        records = list(mini.train_stages())
+    assert [record["kept"] for record in records if "kept" in record] == [100]
     assert [record["step"] for record in records if "validation" in record] == [2, 3]
     return mini
 
