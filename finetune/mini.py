@@ -28,7 +28,7 @@ from mgpt_edge.finetune.tokenizer import for_text, train_tokenizer
 from mgpt_edge.finetune.vq import Source, VQTraining, measure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from torch import nn
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 BOTH = ("train", "held_out")
 EYE_LAYERS = 4
-SAMPLING = Sampling(guidance=3.0, top_k=100, temperature=0.7)
+SAMPLING = Sampling(guidance=2.0, top_k=100, temperature=0.7)
 
 
 class Mini:
@@ -195,21 +195,26 @@ class Mini:
             model.load_state_dict(stage.average)
 
     def trained_decoder(self) -> tuple[StagePlan, Decoder]:
-        """The newest stage that has a checkpoint, and its averaged weights."""
+        """The newest stage that has a checkpoint, and what is written: its averaged weights, or the plan's mean."""
         saved = [plan for plan in self.plan.stages if (self.work / f"stage-{plan.name}.pt").exists()]
         if not saved:
             msg = f"no trained stage in {self.work}; run the stage fp-sft first"
             raise FileNotFoundError(msg)
-        return saved[-1], self._averaged(saved[-1].name)
+        shares = self.plan.shares if set(self.plan.shares) <= {plan.name for plan in saved} else {}
+        return saved[-1], self._mean(shares or {saved[-1].name: 1.0})
 
-    def _averaged(self, stage: str) -> Decoder:
-        model = self.decoder()
-        model.load_state_dict(torch.load(self._trained(f"stage-{stage}"), weights_only=True)["average"])
+    def _mean(self, shares: Mapping[str, float]) -> Decoder:
+        """The mean of stages' averaged weights."""
+        model, mean = self.decoder(), {}
+        for stage, share in shares.items():
+            weights = torch.load(self._trained(f"stage-{stage}"), weights_only=True)["average"]
+            mean = {name: mean.get(name, 0) + share * value for name, value in weights.items()}
+        model.load_state_dict(mean)
         return model.eval()
 
     def painter(self, stage: str | None = None) -> Painter:
         """A stage at work, the newest unless named."""
-        model = self._averaged(stage) if stage else self.trained_decoder()[1]
+        model = self._mean({stage: 1.0}) if stage else self.trained_decoder()[1]
         return Painter(model, self.vq, for_text(self.tokenizer), self.vocabulary)
 
     def write(self, folder: Path, sampling: Sampling = SAMPLING) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -81,6 +82,8 @@ class Plan:
 
     Attributes:
         albums: Training pictures by size and kind.
+        shares: Stages by their share of the weights that are written, if all of them are trained; none: the newest.
+            A mean with weights from before a fine-tuning keeps more of what those could (arXiv 2109.01903).
         held_back: Validation pictures of each size and kind.
         unseen_pairs: Pictures of each size that show pairs of color and shape held out from all training but the
             judge's.
@@ -91,6 +94,7 @@ class Plan:
     vq_pictures: tuple[VQPictures, ...]
     albums: Mapping[Size, Mapping[str, int]]
     stages: tuple[StagePlan, ...]
+    shares: Mapping[str, float] = field(default_factory=dict)
     dropout: float = 0.0
     sharpening: SharpenRecipe = field(default_factory=lambda: SharpenRecipe(steps=3000))
     held_back: int = 500
@@ -101,6 +105,10 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.stages:
             msg = "a plan has at least one stage"
+            raise ValueError(msg)
+        unknown = set(self.shares) - {stage.name for stage in self.stages}
+        if unknown or (self.shares and not math.isclose(sum(self.shares.values()), 1)):
+            msg = f"shares are of stages and add up to 1, got {dict(self.shares)}"
             raise ValueError(msg)
         missing = {size for stage in self.stages for _, size in stage.tasks} - set(self.albums)
         if missing:
@@ -121,9 +129,10 @@ def default_plan() -> Plan:
     words = GroupPlan({("text-only", SQUARE_128): 1.0}, batch=64, weight=0.15)
     large = {("text-to-image", SQUARE_256): 5.0, ("pair", SQUARE_256): 4.0}
     first = KeptPlan("256-on", {SQUARE_128: 5400, SQUARE_192: 870, WIDE: 640, SQUARE_256: 590}, Sampling(3.0, 100, 0.7))
-    second = KeptPlan("kept", {SQUARE_128: 3800, SQUARE_192: 400, HIGH: 350, SQUARE_256: 350}, Sampling(1.5, 100, 0.6))
+    second = KeptPlan("kept", {SQUARE_128: 3800, SQUARE_192: 350, HIGH: 360, SQUARE_256: 290}, Sampling(1.5, 100, 0.6))
     return Plan(
         vq=VQRecipe(steps=14000),
+        shares={"256-on": 0.25, "kept-on": 0.75},
         vq_pictures=(*colors, *dense),
         albums={
             SQUARE_128: _album(60000, 12000, 12000),

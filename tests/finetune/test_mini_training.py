@@ -84,6 +84,20 @@ def test_a_finished_stage_needs_no_pictures(trained: Mini, monkeypatch: pytest.M
     assert mini.trained_decoder()[0] is last
 
 
+def test_stages_are_mixed_once_all_are_trained(trained: Mini) -> None:
+    mixed = Mini(trained.work, replace(PLAN, shares={"32": 0.25, "64": 0.75}), processes=1)
+    stage, model = mixed.trained_decoder()
+    assert stage.name == "64"
+    first, last = (trained.painter(name).model.state_dict() for name in ("32", "64"))
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, 0.25 * first[name] + 0.75 * last[name])
+    more = replace(PLAN.stages[0], name="more")
+    untrained = Mini(trained.work, replace(PLAN, stages=(*PLAN.stages, more), shares={"32": 0.5, "more": 0.5}))
+    assert torch.equal(untrained.trained_decoder()[1].lm_head.weight, last["lm_head.weight"])
+    with pytest.raises(ValueError, match="add up to 1"):
+        replace(PLAN, shares={"32": 0.5})
+
+
 def test_codes_of_another_plan_are_refused(trained: Mini) -> None:
     larger = replace(PLAN, albums={SIZE: {kind: 2 * count for kind, count in PLAN.albums[SIZE].items()}})
     with pytest.raises(ValueError, match="not 1000; remove it"):
