@@ -159,6 +159,7 @@ def default_plan() -> Plan:
                 128,
                 (_kept_small(0.35, _pictures_of(SQUARE_128, 0.5)), *_quizzes(0.4, 0.25)),
                 Recipe(steps=200, rate=1.2e-3, floor=0.3, average=0.99, ramp=30, seed=7, muon=True),
+                prompt_drop=0.1,
                 kept=(replace(first, counts={SQUARE_128: 5400}),),
             ),
             StagePlan(
@@ -169,12 +170,14 @@ def default_plan() -> Plan:
                     GroupPlan({("text-is-there", SQUARE_128): 1.0}, 64, 0.6),
                 ),
                 Recipe(steps=200, rate=1.5e-3, floor=0.05, average=0.99, ramp=30, seed=7, muon=True),
+                prompt_drop=0.1,
             ),
             StagePlan(
                 "kept",
                 128,
                 (_kept_small(0.34), _kept_middle(0.23), _kept_large(0.15), *_quizzes(0.16, 0.1), _quiz_256(0.03)),
                 Recipe(steps=1100, rate=1e-3, floor=0.05, average=0.99, ramp=30, seed=7, muon=True),
+                prompt_drop=0.1,
                 kept=(first,),
             ),
             StagePlan(
@@ -188,6 +191,7 @@ def default_plan() -> Plan:
                     _quiz_256(0.03),
                 ),
                 Recipe(steps=850, rate=6e-4, floor=0.05, average=0.99, ramp=30, seed=8, muon=True),
+                prompt_drop=0.1,
                 kept=(first, second),
             ),
         ),

@@ -91,8 +91,8 @@ def test_stages_are_mixed_once_all_are_trained(trained: Mini) -> None:
     first, last = (trained.painter(name).model.state_dict() for name in ("32", "64"))
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, 0.25 * first[name] + 0.75 * last[name])
-    more = replace(PLAN.stages[0], name="more")
-    untrained = Mini(trained.work, replace(PLAN, stages=(*PLAN.stages, more), shares={"32": 0.5, "more": 0.5}))
+    more = replace(PLAN.stages[0], name="later")
+    untrained = Mini(trained.work, replace(PLAN, stages=(*PLAN.stages, more), shares={"32": 0.5, "later": 0.5}))
     assert torch.equal(untrained.trained_decoder()[1].lm_head.weight, last["lm_head.weight"])
     with pytest.raises(ValueError, match="add up to 1"):
         replace(PLAN, shares={"32": 0.5})
