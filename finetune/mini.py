@@ -59,17 +59,19 @@ class Mini:
         sources = [self._source(part) for part in self.plan.vq_pictures]
         training = VQTraining(self.plan.vq, sources, self.work, self.eye)
         training.resume()
-        log = Journal(self.work / "vq.jsonl")
-        for record in training.run():
-            if record["step"] % 25 == 0:
-                yield log.write(record)
-            if record["step"] % 1000 == 0 or record["step"] == self.plan.vq.steps:
-                yield log.write({"step": record["step"], **self._vq_figures(training.model)})
+        yield from self._logged(training, Journal(self.work / "vq.jsonl"), self.plan.vq.steps)
 
     def _source(self, part: VQPictures) -> Source:
         pictures = Pictures(self.work / "pictures", "train", part.side, part.side, part.count, part.kind)
         pictures.render(self.processes)
         return Source(pictures.load(), part.weight, part.importance)
+
+    def _logged(self, training: VQTraining | Sharpening, log: Journal, steps: int) -> Iterator[dict[str, float]]:
+        for record in training.run():
+            if record["step"] % 25 == 0:
+                yield log.write(record)
+            if record["step"] % 1000 == 0 or record["step"] == steps:
+                yield log.write({"step": record["step"], **self._vq_figures(training.model)})
 
     def _vq_figures(self, model: VQGAN) -> dict[str, float]:
         """PSNR of held-out pictures of each size, and the share of codes that they use."""
@@ -100,12 +102,7 @@ class Mini:
         sources = [self._coded(part) for part in self.plan.vq_pictures]
         training = Sharpening(self.plan.sharpening, self.vq, sources, self.work)
         training.resume()
-        log = Journal(self.work / "sharp.jsonl")
-        for record in training.run():
-            if record["step"] % 25 == 0:
-                yield log.write(record)
-            if record["step"] % 1000 == 0 or record["step"] == self.plan.sharpening.steps:
-                yield log.write({"step": record["step"], **self._vq_figures(training.model)})
+        yield from self._logged(training, Journal(self.work / "sharp.jsonl"), self.plan.sharpening.steps)
 
     def _coded(self, part: VQPictures) -> Coded:
         source = self._source(part)

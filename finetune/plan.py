@@ -129,7 +129,8 @@ def default_plan() -> Plan:
     words = GroupPlan({("text-only", SQUARE_128): 1.0}, batch=64, weight=0.15)
     large = {("text-to-image", SQUARE_256): 5.0, ("pair", SQUARE_256): 4.0}
     first = KeptPlan("256-on", {SQUARE_128: 5400, SQUARE_192: 870, WIDE: 640, SQUARE_256: 590}, Sampling(3.0, 100, 0.7))
-    second = KeptPlan("kept", {SQUARE_128: 3800, SQUARE_192: 350, HIGH: 360, SQUARE_256: 290}, Sampling(1.5, 100, 0.6))
+    second = KeptPlan("kept", {SQUARE_128: 3800}, Sampling(1.0, 100, 0.7))
+    larger = KeptPlan("kept", {SQUARE_192: 350, HIGH: 360, SQUARE_256: 290}, Sampling(1.5, 100, 0.6))
     return Plan(
         vq=VQRecipe(steps=14000),
         shares={"256-on": 0.25, "kept-on": 0.75},
@@ -192,7 +193,7 @@ def default_plan() -> Plan:
                 ),
                 Recipe(steps=850, rate=6e-4, floor=0.05, average=0.99, ramp=30, seed=8, muon=True),
                 prompt_drop=0.1,
-                kept=(first, second),
+                kept=(first, second, larger),
             ),
         ),
     )
