@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 CELL = 8  # pixels of a cell's side
 SHORTER_SIDE = 128  # pixels; the world shows the same width along it at every size
+BEND, BENT, BLURRED, GRAINY = 16, 1.5, 2.0, 6.0  # pixels a wave, pixels, pixels, levels: at most, for training
 HEADS = {"solid": 1, "color": len(COLORS), "shape": len(SHAPES), "size": len(SIZES), "place": 2}
 
 
@@ -92,7 +93,7 @@ class Judge(nn.Module):
             maps, floors = self(same_scale(torch.from_numpy(pixels[start : start + batch])))
             # A solid's middle is a local maximum that is likelier than not.
             solid = maps["solid"]
-            peaks = (solid > 0) & (solid == F.max_pool2d(solid, 5, stride=1, padding=2))
+            peaks = (solid > 0) & (solid == F.max_pool2d(solid, 3, stride=1, padding=1))
             for i, floor in enumerate(floors.argmax(1).tolist()):
                 cells = peaks[i, 0].nonzero().tolist()
                 readings.append(Reading(tuple(_solid(maps, i, row, column) for row, column in cells), FLOORS[floor]))
@@ -172,6 +173,30 @@ def trained_judge(path: Path, albums: Sequence[Sequence[Pictures]], steps: int, 
     return Judge.load(path)
 
 
+def roughened(pixels: Tensor, chance: torch.Generator) -> Tensor:
+    """float [b, h, w, 3]: bent, blurred and grainy, each picture by an amount of its own from nothing on.
+
+    What is drawn through a codebook is never as clean as a render, and is to be read as a person would.
+    """
+    count, height, width, _ = pixels.shape
+    image = pixels.permute(0, 3, 1, 2)
+    rows, columns = (torch.linspace(-1, 1, side) for side in (height, width))
+    straight = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], -1)
+    waves = torch.randn(count, 2, height // BEND, width // BEND, generator=chance)
+    bend = F.interpolate(waves, (height, width), mode="bicubic").permute(0, 2, 3, 1)
+    amount = BENT * torch.rand(count, 1, 1, 1, generator=chance) * 2 / torch.tensor([width, height])
+    image = F.grid_sample(image, straight + amount * bend, padding_mode="border", align_corners=True)
+    offsets = torch.arange(-4, 5.0)
+    sigma = 0.1 + BLURRED * torch.rand(count, 1, generator=chance)
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    taps = (weights / weights.sum(1, keepdim=True)).repeat_interleave(3, 0)
+    flat = F.pad(image.reshape(1, 3 * count, height, width), (4, 4, 4, 4), mode="replicate")
+    flat = F.conv2d(flat, taps[:, None, None, :], groups=3 * count)
+    image = F.conv2d(flat, taps[:, None, :, None], groups=3 * count).view_as(image)
+    grain = GRAINY * torch.rand(count, 1, 1, 1, generator=chance) * torch.randn(image.shape, generator=chance)
+    return (image + grain).clamp(0, 255).permute(0, 2, 3, 1)
+
+
 def train_judge(
     judge: Judge,
     albums: Sequence[Sequence[Pictures]],
@@ -191,7 +216,7 @@ def train_judge(
         seed: of everything random.
     """
     loaded = [[(pictures, pictures.load()) for pictures in album] for album in albums]
-    rng = np.random.default_rng(seed)
+    rng, chance = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=rate, weight_decay=1e-2)
     judge.train()
     for step in range(steps):
@@ -205,7 +230,7 @@ def train_judge(
         image, mirror = np.concatenate(images), rng.random(len(shown)) < 0.5
         image[mirror] = image[mirror, :, ::-1]
         shown = [scene.mirrored() if turned else scene for scene, turned in zip(shown, mirror, strict=True)]
-        scaled = same_scale(torch.from_numpy(image))
+        scaled = roughened(same_scale(torch.from_numpy(image)), chance)
         with mixed():
             maps, floors = judge(scaled)
         maps = {name: values.float() for name, values in maps.items()}

@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import ndimage, stats
 
+from mgpt_edge.finetune import judge as judging
 from mgpt_edge.finetune.fidelity import Difference, Share
-from mgpt_edge.finetune.judge import Judge, Reading, train_judge
+from mgpt_edge.finetune.judge import Judge, Reading, roughened, train_judge
 from mgpt_edge.finetune.pictures import Pictures
 from mgpt_edge.finetune.world import Scene, Solid
 
@@ -54,6 +55,27 @@ def test_difference_is_scipys_paired_one(pairs: list[tuple[bool, bool]]) -> None
     low, high = (100 * bound for bound in wanted.confidence_interval(0.95))
     assert found.points == pytest.approx((low + high) / 2, abs=1e-9)
     assert found.high - found.low == pytest.approx(high - low, rel=0.03)  # normal in place of t
+
+
+def test_roughened_pictures_are_bent_blurred_and_grainy_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    clean = torch.from_numpy(np.random.default_rng(0).uniform(0, 255, (6, 32, 64, 3)).astype(np.float32))
+    for effect in ("BENT", "BLURRED", "GRAINY"):
+        for other in ("BENT", "BLURRED", "GRAINY"):
+            monkeypatch.setattr(judging, other, 2.0 * (other == effect))
+        assert (roughened(clean, torch.Generator().manual_seed(0)) - clean).abs().max() > 1
+        monkeypatch.setattr(judging, effect, 0.0)
+        assert torch.allclose(roughened(clean, torch.Generator().manual_seed(0)), clean, atol=1e-2)
+
+
+def test_the_blur_is_scipys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for effect in ("BENT", "GRAINY"):
+        monkeypatch.setattr(judging, effect, 0.0)
+    monkeypatch.setattr(judging, "BLURRED", 1.9)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.ones(shape))
+    clean = np.random.default_rng(0).uniform(0, 255, (2, 32, 48, 3)).astype(np.float32)
+    found = roughened(torch.from_numpy(clean), torch.Generator()).numpy()
+    wanted = ndimage.gaussian_filter(clean, (0, 2, 2, 0), radius=(0, 4, 4, 0), mode="nearest")
+    np.testing.assert_allclose(found, wanted, atol=1e-2)
 
 
 def test_judge_learns(tmp_path: Path) -> None:
