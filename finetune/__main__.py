@@ -9,10 +9,10 @@ import torch
 import typer
 
 from mgpt_edge.finetune import scores
+from mgpt_edge.finetune.default_plan import default_plan
 from mgpt_edge.finetune.draw import Sampling
 from mgpt_edge.finetune.examples import write_examples
 from mgpt_edge.finetune.mini import SAMPLING, Mini
-from mgpt_edge.finetune.plan import default_plan
 from mgpt_edge.finetune.world import KINDS
 
 if TYPE_CHECKING:

@@ -1,7 +1,8 @@
 """Sharper pictures from the same codes: the VQGAN's decoder, trained on alone against a patch discriminator.
 
 Encoder and codebook stay as they are, and with them every code that a transformer has learnt. Adversarial loss and its
-weight as in taming-transformers (arXiv 2012.09841, equations 5-7), hinge form.
+weight as in taming-transformers (arXiv 2012.09841, equations 5-7), hinge form. Some codes are replaced by similar ones:
+a transformer draws such, and what was meant is in the codes around them.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ class SharpenRecipe:
         pixels: Of all pictures of a step together; pictures are drawn whole, as they will be.
         adversarial: Size of the discriminator's gradient, as a share of the reconstruction's.
         begin: Step from which the discriminator has a say; it learns from the first.
+        slips: Largest share of a picture's codes that are replaced; every picture has a share of its own.
+        similar: How many of a code's neighbors may stand for it. The rank of the one that does is log-uniform, as that
+            of a code that a transformer draws in place of the true one is.
     """
 
     steps: int
@@ -42,6 +46,8 @@ class SharpenRecipe:
     rate: float = 6e-4
     adversarial: float = 0.25
     begin: int = 400
+    slips: float = 0.3
+    similar: int = 64
     seed: int = 0
 
 
@@ -77,6 +83,17 @@ class Discriminator(nn.Module):
         return self.layers(image)
 
 
+def slipped(
+    codes: NDArray[np.int16], neighbors: NDArray[np.int64], share: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Codes [n, rows, columns], this share of them [n, 1, 1] replaced by one of their neighbors [codes, similar].
+
+    Of n neighbors, the nearest first, the r-th stands in with probability log((r + 1) / r) / log(n + 1).
+    """
+    rank = ((neighbors.shape[1] + 1) ** rng.random(codes.shape)).astype(np.int64)
+    return np.where(rng.random(codes.shape) < share, neighbors[codes, rank - 1], codes)
+
+
 class Sharpening(Run):
     """One run, resumable from its folder; `model` changes in place."""
 
@@ -85,6 +102,8 @@ class Sharpening(Run):
         super().__init__(recipe, folder / "sharp.pt")
         self.model, self.sources = model, sources
         self.losses = VQRecipe(steps=2, warmup_steps=1, config=model.config)
+        table = model.quantize.embedding.weight.detach()
+        self.neighbors = torch.cdist(table, table).argsort(1)[:, 1 : recipe.similar + 1].numpy()
         weights = np.array([source.weight for source in sources])
         self.weights = weights / weights.sum()
         self.drawing = [*model.decoder.parameters(), *model.post_quant_conv.parameters()]
@@ -121,8 +140,9 @@ class Sharpening(Run):
         source = self.sources[rng.choice(len(self.sources), p=self.weights)]
         count = max(1, self.recipe.pixels // (source.pictures.shape[1] * source.pictures.shape[2]))
         picked = np.sort(rng.choice(len(source.pictures), count, replace=False))
-        codes = torch.from_numpy(source.codes[picked].astype(np.int64))
-        return pixels_to_image(source.pictures[picked]), codes, source.importance
+        share = self.recipe.slips * rng.random((count, 1, 1))
+        codes = slipped(source.codes[picked], self.neighbors, share, rng)
+        return pixels_to_image(source.pictures[picked]), torch.from_numpy(codes), source.importance
 
     def _balance(self, pixels: Tensor, praise: Tensor) -> Tensor:
         """The reconstruction's gradient at the last layer over the discriminator's."""

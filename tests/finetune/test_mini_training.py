@@ -16,10 +16,11 @@ from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.vqgan import VQConfig
 from mgpt_edge.finetune import kept, scores
 from mgpt_edge.finetune.album import encode_pictures
+from mgpt_edge.finetune.default_plan import default_plan
 from mgpt_edge.finetune.draw import FAITHFUL, Sampling
 from mgpt_edge.finetune.judge import Judge
 from mgpt_edge.finetune.mini import SAMPLING, Mini
-from mgpt_edge.finetune.plan import GroupPlan, KeptPlan, Plan, StagePlan, VQPictures, default_plan
+from mgpt_edge.finetune.plan import GroupPlan, KeptPlan, Plan, StagePlan, VQPictures
 from mgpt_edge.finetune.sft import Recipe
 from mgpt_edge.finetune.sharpen import SharpenRecipe
 from mgpt_edge.finetune.tasks import TASKS
