@@ -13,7 +13,7 @@ from mgpt_edge.export.model import Decoder
 from mgpt_edge.export.tokenizer import read_vocabulary
 from mgpt_edge.export.vqgan import VQGAN
 from mgpt_edge.finetune import checkpoint
-from mgpt_edge.finetune.album import Album, encode_pictures, load_codes
+from mgpt_edge.finetune.album import Album, load_codes
 from mgpt_edge.finetune.corpus import Corpus, Group, Part, world_text
 from mgpt_edge.finetune.draw import Sampling
 from mgpt_edge.finetune.journal import Journal
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
     from mgpt_edge.finetune.plan import KeptPlan, Plan, Size, StagePlan, VQPictures
@@ -105,8 +107,10 @@ class Mini:
         yield from self._logged(training, Journal(self.work / "sharp.jsonl"), self.plan.sharpening.steps)
 
     def _coded(self, part: VQPictures) -> Coded:
+        codes = self.codes((part.side, part.side), "train", {part.kind})[part.kind]
+        codes = codes[0] if part.kind == "picture" else codes
         source = self._source(part)
-        return Coded(source.pictures, encode_pictures(self.vq, source.pictures), part.weight, part.importance)
+        return Coded(source.pictures, codes[: part.count], part.weight, part.importance)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -122,13 +126,17 @@ class Mini:
         return read_vocabulary(self.tokenizer.to_str())
 
     def album(self, size: Size, split: str, kinds: set[str]) -> Album:
-        """Pictures of one size as codes."""
-        pictures = {kind: self.pictures(size, split, kind) for kind in sorted(kinds | {"picture"})}
-        codes = {kind: self.work / f"codes-{p.name}.npy" for kind, p in pictures.items()}
-        missing = [pictures[kind] for kind, path in codes.items() if not path.exists()]
-        render_together(missing, self.processes)
-        loaded = {kind: load_codes(pictures[kind], codes[kind], lambda: self.vq) for kind in pictures}
-        return Album(pictures, loaded, self.vocabulary)
+        """Pictures of one size as tokens."""
+        kinds = kinds | {"picture"}
+        pictures = {kind: self.pictures(size, split, kind) for kind in sorted(kinds)}
+        return Album(pictures, self.codes(size, split, kinds), self.vocabulary)
+
+    def codes(self, size: Size, split: str, kinds: set[str]) -> dict[str, NDArray[np.int16]]:
+        """Pictures of one size as codes by kind, as `Album` takes them; rendered and encoded once."""
+        pictures = {kind: self.pictures(size, split, kind) for kind in sorted(kinds)}
+        files = {kind: self.work / f"codes-{p.name}.npy" for kind, p in pictures.items()}
+        render_together([pictures[kind] for kind, path in files.items() if not path.exists()], self.processes)
+        return {kind: load_codes(pictures[kind], files[kind], lambda: self.vq) for kind in pictures}
 
     def corpus(self, stage: StagePlan, split: str) -> Corpus:
         """What a stage is trained on, or the same tasks over held-back scenes, of which the model keeps no pictures."""

@@ -99,7 +99,7 @@ class Plan:
     sharpening: SharpenRecipe = field(default_factory=lambda: SharpenRecipe(steps=3000))
     held_back: int = 500
     unseen_pairs: int = 1500
-    judge_steps: int = 6000
+    judge_steps: int = 3000
     eye_steps: int = 1500
 
     def __post_init__(self) -> None:
@@ -114,3 +114,10 @@ class Plan:
         if missing:
             msg = f"stages name sizes that have no pictures: {sorted(missing)}"
             raise ValueError(msg)
+        # The decoder is sharpened on the codes that the stages are trained on.
+        if few := [part for part in self.vq_pictures if self._of_album(part) < part.count]:
+            msg = f"the VQGAN's pictures are the first of the albums', which have fewer: {few}"
+            raise ValueError(msg)
+
+    def _of_album(self, part: VQPictures) -> int:
+        return self.albums.get((part.side, part.side), {}).get(part.kind, 0)

@@ -9,11 +9,11 @@ from mgpt_edge.finetune.conversation import Turn
 from mgpt_edge.finetune.draw import FAITHFUL
 from mgpt_edge.finetune.world import captions
 from mgpt_edge.finetune.world.caption import description
-from mgpt_edge.finetune.world.dialogue import close_calls, edit_of, questions, quiz, survey
+from mgpt_edge.finetune.world.dialogue import close_calls, edit_of, questions, quiz
 from mgpt_edge.runtime.prompt import IMAGE_MARK, TEMPLATES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     import numpy as np
 
@@ -98,11 +98,6 @@ def is_there(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     return _about_picture(album, rng, lambda scene: close_calls(scene, rng, 10))
 
 
-def survey_answer(album: Scenes, rng: np.random.Generator) -> list[Turn]:
-    """A picture of two solids: how many there are of each shape, and where."""
-    return _about_picture(album, rng, lambda scene: survey(scene, rng), album.pairs)
-
-
 def describe(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     """A picture -> everything that can be said about it."""
     index, mirrored = int(rng.integers(album.count("picture"))), bool(rng.integers(2))
@@ -125,11 +120,6 @@ def text_is_there(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     return _about_words(album, rng, lambda scene: close_calls(scene, rng, 10))
 
 
-def text_survey(album: Scenes, rng: np.random.Generator) -> list[Turn]:
-    """A description in words of two solids: how many there are of each shape, and where."""
-    return _about_words(album, rng, lambda scene: survey(scene, rng), album.pairs)
-
-
 def _drawn(album: Scenes, rng: np.random.Generator, index: int) -> list[Turn]:
     mirrored = bool(rng.integers(2))
     caption = captions(album.scene(index, mirrored), rng, vague=VAGUE)[0]
@@ -141,24 +131,18 @@ def _asked(album: Scenes | Kept, caption: str, picture: list[int]) -> list[Turn]
     return [Turn(text), Turn(IMAGE_MARK, (picture,))]
 
 
-def _about_picture(album: Scenes, rng: np.random.Generator, ask: Ask, among: Sequence[int] | None = None) -> list[Turn]:
-    index, mirrored = _any(album, rng, among), bool(rng.integers(2))
+def _about_picture(album: Scenes, rng: np.random.Generator, ask: Ask) -> list[Turn]:
+    index, mirrored = int(rng.integers(album.count("picture"))), bool(rng.integers(2))
     turns = _dialogue(ask(album.scene(index, mirrored)))
     turns[0] = Turn(turns[0].text, (album.tokens("picture", index, mirrored),))
     return turns
 
 
-def _about_words(album: Scenes, rng: np.random.Generator, ask: Ask, among: Sequence[int] | None = None) -> list[Turn]:
-    scene = album.scene(_any(album, rng, among), bool(rng.integers(2)))
+def _about_words(album: Scenes, rng: np.random.Generator, ask: Ask) -> list[Turn]:
+    scene = album.scene(int(rng.integers(len(album.scenes))), bool(rng.integers(2)))
     turns = _dialogue(ask(scene))
     turns[0] = Turn(f"{description(scene)} {turns[0].text}")
     return turns
-
-
-def _any(album: Scenes, rng: np.random.Generator, among: Sequence[int] | None) -> int:
-    """One of these scenes, or of all."""
-    among = among or range(len(album.scenes))
-    return among[rng.integers(len(among))]
 
 
 def _dialogue(asked: list[Question]) -> list[Turn]:
@@ -194,12 +178,10 @@ SCENE_TASKS: dict[str, Task] = {
     "answer": answer,
     "quiz": quiz_answer,
     "is-there": is_there,
-    "survey": survey_answer,
     "describe": describe,
     "text-only": text_only,
     "text-quiz": text_quiz,
     "text-is-there": text_is_there,
-    "text-survey": text_survey,
 }
 """Over scenes and their pictures."""
 

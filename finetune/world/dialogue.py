@@ -71,13 +71,6 @@ def close_calls(scene: Scene, rng: np.random.Generator, count: int) -> list[Ques
     return found
 
 
-def survey(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """How many there are of each shape, and what is on each side of each solid: the kinds that are learnt last."""
-    beside = [_beside(scene, solid, where) for solid in scene.solids for where in PHRASES]
-    found = [*(_of_shape(scene, shape) for shape in SHAPES), *(question for question in beside if question)]
-    return [found[index] for index in rng.permutation(len(found))]
-
-
 def edits(scene: Scene, rng: np.random.Generator) -> Edit:
     """One change of the scene: a color, a solid less or a solid more."""
     kinds: list[Callable[[Scene, np.random.Generator], Edit | None]] = [_recolor, _remove, _add]
@@ -108,10 +101,6 @@ def _how_many(scene: Scene, rng: np.random.Generator) -> Question:
     shape = SHAPES[rng.integers(len(SHAPES))]
     if rng.random() < 0.5:
         return Question("How many solids are there?", NUMBERS[len(scene.solids)])
-    return _of_shape(scene, shape)
-
-
-def _of_shape(scene: Scene, shape: str) -> Question:
     number = sum(solid.shape == shape for solid in scene.solids)
     return Question(f"How many {shape}s are there?", NUMBERS[number] or "none")
 
@@ -130,12 +119,9 @@ def _is_there(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def _what_is_beside(scene: Scene, rng: np.random.Generator) -> Question | None:
-    solid = _some(scene, rng)
-    return _beside(scene, solid, list(PHRASES)[rng.integers(len(PHRASES))])
-
-
-def _beside(scene: Scene, solid: Solid, where: str) -> Question | None:
     """Asked only where exactly one solid is the answer."""
+    solid = _some(scene, rng)
+    where = list(PHRASES)[rng.integers(len(PHRASES))]
     there = [other for other in scene.solids if other is not solid and relation(other, solid) == where]
     if len(there) != 1:
         return None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mgpt_edge.finetune.world import COLORS, HELD_OUT, SHAPES, sample_scene
-from mgpt_edge.finetune.world.dialogue import close_calls, edits, questions, quiz, survey
+from mgpt_edge.finetune.world import COLORS, HELD_OUT, sample_scene
+from mgpt_edge.finetune.world.dialogue import close_calls, edits, questions, quiz
 from mgpt_edge.finetune.world.scene import relation
 
 NUMBERS = {"none": 0, "one": 1, "two": 2, "three": 3, "four": 4}
@@ -56,21 +56,6 @@ def test_close_calls_are_told_apart_by_both_words_alone() -> None:
     assert 0.5 < answers.count("yes") / len(answers) < 0.6
     assert set(near) == {0, 1}
     assert 0.6 < np.mean(near) < 0.8
-
-
-def test_a_survey_asks_for_every_shape_and_every_side_of_two_solids() -> None:
-    rng = np.random.default_rng(0)
-    for seed in range(50):
-        scene = sample_scene(seed, solids=2)
-        told = {question.text: question.answer for question in survey(scene, rng)}
-        shapes = [solid.shape for solid in scene.solids]
-        counts = {text: answer for text, answer in told.items() if text.startswith("How many")}
-        numbers = ("none", "one", "two")
-        assert counts == {f"How many {shape}s are there?": numbers[shapes.count(shape)] for shape in SHAPES}
-        first, second = (f"{solid.color} {solid.shape}" for solid in scene.solids)
-        beside = {text: answer for text, answer in told.items() if text not in counts}
-        assert len(beside) == (0 if relation(*scene.solids) is None else 2)
-        assert all((first in answer) == text.endswith(f"{second}?") for text, answer in beside.items())
 
 
 def test_edits_do_what_they_say() -> None:
