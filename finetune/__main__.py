@@ -34,7 +34,6 @@ def mini(work: Work = WORK, output: Output = OUTPUT, threads: Threads = 2) -> No
     """Everything, from nothing to models/mini; run again after a kill, it continues."""
     vq(work, threads)
     stages(work, threads)
-    sharpen(work, threads)
     write(work, output)
 
 
@@ -52,7 +51,7 @@ def stages(work: Work = WORK, threads: Threads = 2) -> None:
 
 @app.command()
 def sharpen(work: Work = WORK, threads: Threads = 2) -> None:
-    """Trains the VQGAN's decoder on, against a discriminator; the codes stay as they are."""
+    """Trains the VQGAN's decoder on, against a discriminator; codes stay as they are, models/mini does without."""
     _show(_pipeline(work, threads).sharpen())
 
 

@@ -96,7 +96,7 @@ class Plan:
     stages: tuple[StagePlan, ...]
     shares: Mapping[str, float] = field(default_factory=dict)
     dropout: float = 0.0
-    sharpening: SharpenRecipe = field(default_factory=lambda: SharpenRecipe(steps=3000))
+    sharpening: SharpenRecipe = field(default_factory=lambda: SharpenRecipe(steps=1500))
     held_back: int = 500
     unseen_pairs: int = 1500
     judge_steps: int = 3000
