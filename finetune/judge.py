@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 CELL = 8  # pixels of a cell's side
 SHORTER_SIDE = 128  # pixels; the world shows the same width along it at every size
-BEND, BENT, BLURRED, GRAINY = 16, 1.5, 2.0, 6.0  # pixels a wave, pixels, pixels, levels: at most, for training
+# Of roughened pictures: pixels a wave, then the largest standard deviations, in pixels, pixels and levels.
+BEND, BENT, BLURRED, GRAINY = 16, 1.5, 2.0, 6.0
 HEADS = {"solid": 1, "color": len(COLORS), "shape": len(SHAPES), "size": len(SIZES), "place": 2}
 
 
