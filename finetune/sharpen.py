@@ -1,8 +1,8 @@
 """Sharper pictures from the same codes: the VQGAN's decoder, trained on alone against a patch discriminator.
 
 Encoder and codebook stay as they are, and with them every code that a transformer has learnt. Adversarial loss and its
-weight as in taming-transformers (arXiv 2012.09841, equations 5-7), hinge form. Some codes are replaced by similar ones:
-a transformer draws such, and what was meant is in the codes around them.
+weight as in taming-transformers (arXiv 2012.09841, equations 5-7), hinge form. Some codes are replaced by similar ones,
+as a transformer draws them; what was meant is to be read from the codes around.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Discriminator(nn.Module):
     """Says of each patch of some 34 pixels whether it is real: positive is yes.
 
     It sees how a pixel differs from its neighbors, many times enlarged, beside the picture: of the picture alone it
-    learnt nothing in hundreds of steps. Noise hides from it that only real pictures have whole numbers for pixels.
+    learnt nothing in hundreds of steps. Noise is to hide from it that only real pictures have whole numbers for pixels.
     """
 
     def __init__(self, width: int = 32, enlarged: float = 8.0, noise: float = 0.01) -> None:

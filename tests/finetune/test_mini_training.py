@@ -160,6 +160,8 @@ def test_the_bundle_is_measured_alike(trained: Mini, tmp_path: Path) -> None:
 def test_a_plan_without_pictures_is_refused() -> None:
     with pytest.raises(ValueError, match=r"sizes that have no pictures: \[\(128, 128\)"):
         replace(default_plan(), albums={})
+    with pytest.raises(ValueError, match=r"which have fewer: .*count=501"):
+        replace(PLAN, vq_pictures=(VQPictures(32, "picture", 501, 1.0),))
 
 
 def test_untrained_work_says_what_helps(tmp_path: Path) -> None:
