@@ -28,12 +28,19 @@ def default_plan() -> Plan:
     beside = GroupPlan({("text-to-image", SQUARE_128): 1.0, ("beside", SQUARE_128): 2.0}, batch=32)
     words = GroupPlan({("text-only", SQUARE_128): 1.0}, batch=64, weight=0.15)
     large = {("text-to-image", SQUARE_256): 5.0, ("pair", SQUARE_256): 4.0}
-    first = KeptPlan("256-on", {SQUARE_128: 5400, SQUARE_192: 870, WIDE: 640, SQUARE_256: 590}, Sampling(3.0, 100, 0.7))
-    second = KeptPlan("kept", {SQUARE_128: 3800}, Sampling(1.0, 100, 0.7))
-    larger = KeptPlan("kept", {SQUARE_192: 350, HIGH: 360, SQUARE_256: 290}, Sampling(1.5, 100, 0.6))
+    first = KeptPlan(
+        {"256-on": 1.0}, {SQUARE_128: 5400, SQUARE_192: 870, WIDE: 640, SQUARE_256: 590}, Sampling(3.0, 100, 0.7)
+    )
+    second = KeptPlan({"kept": 1.0}, {SQUARE_128: 3800}, Sampling(1.0, 100, 0.7))
+    larger = KeptPlan({"kept": 1.0}, {SQUARE_192: 350, HIGH: 360, SQUARE_256: 290}, Sampling(1.5, 100, 0.6))
+    third = KeptPlan(
+        {"256-on": 0.25, "kept-on": 0.75},
+        {SQUARE_192: 670, WIDE: 400, HIGH: 470, SQUARE_256: 230},
+        Sampling(2.0, 100, 0.65),
+    )
     return Plan(
         vq=VQRecipe(steps=14000),
-        shares={"256-on": 0.25, "kept-on": 0.75},
+        shares={"256-on": 0.15, "count": 0.85},
         vq_pictures=(*colors, *dense),
         albums={
             SQUARE_128: _album(60000, 12000, 12000),
@@ -95,6 +102,20 @@ def default_plan() -> Plan:
                 prompt_drop=0.1,
                 kept=(first, second, larger),
             ),
+            StagePlan(
+                "count",
+                128,
+                (
+                    _kept_small(0.26, {("pair", SQUARE_128): 1.5, ("answer", SQUARE_128): 0.5}),
+                    _kept_middle(0.24, _rendered_more()),
+                    _kept_large(0.2, {("kept", SQUARE_256): 4.0, ("pair", SQUARE_256): 2.0}),
+                    *_counts(0.1, 0.11, 0.06),
+                    _quiz_256(0.03),
+                ),
+                Recipe(steps=2400, rate=9e-4, floor=0.05, average=0.99, ramp=30, seed=11, muon=True),
+                prompt_drop=0.1,
+                kept=(first, second, larger, third),
+            ),
         ),
     )
 
@@ -151,16 +172,30 @@ def _kept_middle(weight: float, beside: Mapping[tuple[str, Size], float] | None 
     return GroupPlan({**drawn, **(beside or {}), **_pictures_of(SQUARE_128, 0.5)}, 20, weight)
 
 
-def _kept_large(weight: float) -> GroupPlan:
+def _rendered_more() -> dict[tuple[str, Size], float]:
+    """In place of what `_kept_middle` has."""
+    drawn = {("kept", SQUARE_192): 3.5, ("kept", WIDE): 2.0, ("kept", HIGH): 2.0, ("text-to-image", SQUARE_192): 0.5}
+    return drawn | {("pair", SQUARE_192): 1.0, ("pair", WIDE): 0.8, ("pair", HIGH): 0.8}
+
+
+def _kept_large(weight: float, beside: Mapping[tuple[str, Size], float] | None = None) -> GroupPlan:
     """About 300 tokens: the same of large pictures, and every task at the middle size."""
     drawn = {("kept", SQUARE_256): 5.0, ("text-to-image", SQUARE_256): 1.0, ("pair", SQUARE_256): 1.0}
-    return GroupPlan(drawn | _pictures_of(SQUARE_192, 0.2), 12, weight)
+    return GroupPlan({**drawn, **(beside or {}), **_pictures_of(SQUARE_192, 0.2)}, 12, weight)
 
 
 def _quizzes(pictures: float, words: float) -> tuple[GroupPlan, GroupPlan]:
     """A dozen questions a sequence, about a picture and about words."""
     seen = GroupPlan({("quiz", SQUARE_128): 4.0, ("quiz", SQUARE_192): 1.0}, 16, pictures)
     return seen, GroupPlan({("text-quiz", SQUARE_128): 1.0}, 32, words)
+
+
+def _counts(quizzes: float, pictures: float, words: float) -> tuple[GroupPlan, GroupPlan, GroupPlan]:
+    """Questions of every kind, how many there are of each shape, and both about words."""
+    seen = {("quiz", SQUARE_128): 3.0, ("quiz", SQUARE_192): 1.0, ("is-there", SQUARE_128): 1.0}
+    counted = {("count", SQUARE_128): 4.0, ("count", SQUARE_192): 1.0}
+    said = {("text-quiz", SQUARE_128): 1.0, ("text-is-there", SQUARE_128): 0.5, ("text-count", SQUARE_128): 1.0}
+    return GroupPlan(seen, 16, quizzes), GroupPlan(counted, 24, pictures), GroupPlan(said, 36, words)
 
 
 def _quiz_256(weight: float) -> GroupPlan:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 BOTH = ("train", "held_out")
 EYE_LAYERS = 4
-SAMPLING = Sampling(guidance=2.0, top_k=100, temperature=0.7)
+SAMPLING = Sampling(guidance=2.0, top_k=100, temperature=0.5)
 
 
 class Mini:
@@ -168,7 +168,7 @@ class Mini:
         return Kept(files, *size, self.vocabulary)
 
     def _kept_file(self, plan: KeptPlan, size: Size) -> Path:
-        return self.work / f"kept-{plan.artist}-{size[0]}x{size[1]}.npz"
+        return self.work / f"kept-{'+'.join(sorted(plan.artist))}-{size[0]}x{size[1]}.npz"
 
     def decoder(self) -> Decoder:
         """An untrained transformer."""
@@ -217,9 +217,9 @@ class Mini:
         model.load_state_dict(mean)
         return model.eval()
 
-    def painter(self, stage: str | None = None) -> Painter:
-        """A stage at work, the newest unless named."""
-        model = self._mean({stage: 1.0}) if stage else self.trained_decoder()[1]
+    def painter(self, shares: Mapping[str, float] | None = None) -> Painter:
+        """The mean of these stages at work, or what is written."""
+        model = self._mean(shares) if shares else self.trained_decoder()[1]
         return Painter(model, self.vq, for_text(self.tokenizer), self.vocabulary)
 
     def write(self, folder: Path, sampling: Sampling = SAMPLING) -> None:

@@ -41,9 +41,9 @@ class GroupPlan:
 
 @dataclass(frozen=True, slots=True)
 class KeptPlan:
-    """Pictures that the model of an earlier stage draws: whose, how many right ones of each size, and how."""
+    """Pictures that earlier weights draw: whose (stages by share, as `Plan.shares`), how many right ones, and how."""
 
-    artist: str
+    artist: Mapping[str, float]
     counts: Mapping[Size, int]
     sampling: Sampling
 

@@ -9,7 +9,7 @@ from mgpt_edge.finetune.conversation import Turn
 from mgpt_edge.finetune.draw import FAITHFUL
 from mgpt_edge.finetune.world import captions
 from mgpt_edge.finetune.world.caption import description
-from mgpt_edge.finetune.world.dialogue import close_calls, edit_of, questions, quiz
+from mgpt_edge.finetune.world.dialogue import close_calls, counts, edit_of, questions, quiz
 from mgpt_edge.runtime.prompt import IMAGE_MARK, TEMPLATES
 
 if TYPE_CHECKING:
@@ -98,6 +98,11 @@ def is_there(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     return _about_picture(album, rng, lambda scene: close_calls(scene, rng, 10))
 
 
+def count_answer(album: Scenes, rng: np.random.Generator) -> list[Turn]:
+    """How many there are of each shape in a picture, and nothing else: asked among others, it stays unlearnt too."""
+    return _about_picture(album, rng, lambda scene: counts(scene, rng))
+
+
 def describe(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     """A picture -> everything that can be said about it."""
     index, mirrored = int(rng.integers(album.count("picture"))), bool(rng.integers(2))
@@ -118,6 +123,11 @@ def text_quiz(album: Scenes, rng: np.random.Generator) -> list[Turn]:
 def text_is_there(album: Scenes, rng: np.random.Generator) -> list[Turn]:
     """A description in words, and ten times whether something is there."""
     return _about_words(album, rng, lambda scene: close_calls(scene, rng, 10))
+
+
+def text_count(album: Scenes, rng: np.random.Generator) -> list[Turn]:
+    """A description in words, and how many there are of each shape."""
+    return _about_words(album, rng, lambda scene: counts(scene, rng))
 
 
 def _drawn(album: Scenes, rng: np.random.Generator, index: int) -> list[Turn]:
@@ -178,10 +188,12 @@ SCENE_TASKS: dict[str, Task] = {
     "answer": answer,
     "quiz": quiz_answer,
     "is-there": is_there,
+    "count": count_answer,
     "describe": describe,
     "text-only": text_only,
     "text-quiz": text_quiz,
     "text-is-there": text_is_there,
+    "text-count": text_count,
 }
 """Over scenes and their pictures."""
 

@@ -71,6 +71,11 @@ def close_calls(scene: Scene, rng: np.random.Generator, count: int) -> list[Ques
     return found
 
 
+def counts(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """How many there are of each shape, in any order."""
+    return [_of_shape(scene, SHAPES[index]) for index in rng.permutation(len(SHAPES))]
+
+
 def edits(scene: Scene, rng: np.random.Generator) -> Edit:
     """One change of the scene: a color, a solid less or a solid more."""
     kinds: list[Callable[[Scene, np.random.Generator], Edit | None]] = [_recolor, _remove, _add]
@@ -101,6 +106,10 @@ def _how_many(scene: Scene, rng: np.random.Generator) -> Question:
     shape = SHAPES[rng.integers(len(SHAPES))]
     if rng.random() < 0.5:
         return Question("How many solids are there?", NUMBERS[len(scene.solids)])
+    return _of_shape(scene, shape)
+
+
+def _of_shape(scene: Scene, shape: str) -> Question:
     number = sum(solid.shape == shape for solid in scene.solids)
     return Question(f"How many {shape}s are there?", NUMBERS[number] or "none")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mgpt_edge.finetune.world import COLORS, HELD_OUT, sample_scene
-from mgpt_edge.finetune.world.dialogue import close_calls, edits, questions, quiz
+from mgpt_edge.finetune.world import COLORS, HELD_OUT, SHAPES, sample_scene
+from mgpt_edge.finetune.world.dialogue import close_calls, counts, edits, questions, quiz
 from mgpt_edge.finetune.world.scene import relation
 
 NUMBERS = {"none": 0, "one": 1, "two": 2, "three": 3, "four": 4}
@@ -17,8 +17,8 @@ def test_answers_are_true() -> None:
     for seed in range(150):
         scene = sample_scene(seed, solids=1 + seed % 3)
         nouns = {f"{s.color} {s.shape}": s for s in scene.solids}
-        quizzed = quiz(scene, rng)
-        for question in (*questions(scene, rng, 3), *quizzed):
+        quizzed, counted = quiz(scene, rng), counts(scene, rng)
+        for question in (*questions(scene, rng, 3), *quizzed, *counted):
             text, answer = question.text, question.answer
             kinds.add(text.split()[1])
             if text == "How many solids are there?":
@@ -41,6 +41,7 @@ def test_answers_are_true() -> None:
                 assert where is not None
                 assert where in text.replace("in front of", "front")
         assert 6 <= len(quizzed) <= 12
+        assert {question.text for question in counted} == {f"How many {shape}s are there?" for shape in SHAPES}
     assert kinds == {"many", "there", "the", "color", "is"}
 
 

@@ -96,6 +96,6 @@ def test_a_floor_matters_where_it_is_named() -> None:
 
 def test_a_stage_is_trained_on_what_it_keeps() -> None:
     groups = (GroupPlan({("kept", SIZE): 1.0}, 2),)
-    StagePlan("own", 64, groups, Recipe(steps=1), kept=(KeptPlan("small", {SIZE: 5}, SAMPLING),))
+    StagePlan("own", 64, groups, Recipe(steps=1), kept=(KeptPlan({"small": 1.0}, {SIZE: 5}, SAMPLING),))
     with pytest.raises(ValueError, match=r"kept pictures of \[\(64, 32\)\], but \[\] are drawn"):
         StagePlan("own", 64, groups, Recipe(steps=1))

@@ -45,7 +45,7 @@ PLAN = Plan(
             64,
             (GroupPlan({(task, SIZE): 1.0 for task in TASKS}, 4),),
             Recipe(steps=3),
-            kept=(KeptPlan("32", {SIZE: 60}, Sampling(guidance=2.0, top_k=10)),),
+            kept=(KeptPlan({"32": 1.0}, {SIZE: 60}, Sampling(guidance=2.0, top_k=10)),),
         ),
     ),
     sharpening=SharpenRecipe(steps=4, pixels=2 * 32 * 32, begin=2),
@@ -89,7 +89,7 @@ def test_stages_are_mixed_once_all_are_trained(trained: Mini) -> None:
     mixed = Mini(trained.work, replace(PLAN, shares={"32": 0.25, "64": 0.75}), processes=1)
     stage, model = mixed.trained_decoder()
     assert stage.name == "64"
-    first, last = (trained.painter(name).model.state_dict() for name in ("32", "64"))
+    first, last = (trained.painter({name: 1.0}).model.state_dict() for name in ("32", "64"))
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, 0.25 * first[name] + 0.75 * last[name])
     more = replace(PLAN.stages[0], name="later")

@@ -159,7 +159,7 @@ def test_every_task_is_a_conversation(tokenizer: Tokenizer, task: str) -> None:
     shown = sum(len(turn.pictures) for turn in turns)
     assert sample.tokens.count(corpus.vocabulary.begin_image) == shown
     assert sample.tokens.count(corpus.vocabulary.separator) == len(turns)
-    of_one = {"text-to-image", "beside", "pair", "answer", "quiz", "is-there", "describe"}
+    of_one = {"text-to-image", "beside", "pair", "answer", "quiz", "is-there", "count", "describe"}
     assert shown == (0 if task.startswith("text-") and task != "text-to-image" else 1 if task in of_one else 2)
     # Learnt are the model's turns, each from its first token to its separator.
     answers, ends = 0, [i for i, token in enumerate(sample.tokens) if token == corpus.vocabulary.separator]
