@@ -173,7 +173,7 @@ def _kept_middle(weight: float, beside: Mapping[tuple[str, Size], float] | None 
 
 
 def _rendered_more() -> dict[tuple[str, Size], float]:
-    """In place of what `_kept_middle` has."""
+    """What `_kept_middle` gets in place of its own: more pairs, rendered."""
     drawn = {("kept", SQUARE_192): 3.5, ("kept", WIDE): 2.0, ("kept", HIGH): 2.0, ("text-to-image", SQUARE_192): 0.5}
     return drawn | {("pair", SQUARE_192): 1.0, ("pair", WIDE): 0.8, ("pair", HIGH): 0.8}
 
