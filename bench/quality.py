@@ -21,7 +21,7 @@ from mgpt_edge.finetune.conversation import Turn
 from mgpt_edge.finetune.draw import Sampling
 from mgpt_edge.finetune.judge import Judge
 from mgpt_edge.finetune.pictures import SHARD, Pictures, render_together
-from mgpt_edge.finetune.vq import decibels
+from mgpt_edge.finetune.vq import each_psnr
 from mgpt_edge.runtime.bundle import default_bundle
 from mgpt_edge.runtime.decode import decode
 from mgpt_edge.runtime.errors import IncompleteAnswer, InvalidRequest
@@ -117,8 +117,7 @@ def _decibels(engine: Engine, album: Album, count: int) -> float:
     """PSNR of pictures that are encoded and decoded: the mean of their own, as the training's."""
     pictures = album.pictures["picture"].load()[:count]
     drawn = np.stack([engine.decode_pixels(engine.encode_pixels(picture)) for picture in pictures])
-    squared = np.square((drawn.astype(np.float32) - pictures) / 127.5).mean((1, 2, 3))
-    return float(np.mean([decibels(error) for error in squared.tolist()]))
+    return float(np.mean(each_psnr(drawn, pictures)))
 
 
 def quality(

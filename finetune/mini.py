@@ -168,7 +168,8 @@ class Mini:
         return Kept(files, *size, self.vocabulary)
 
     def _kept_file(self, plan: KeptPlan, size: Size) -> Path:
-        return self.work / f"kept-{'+'.join(sorted(plan.artist))}-{size[0]}x{size[1]}.npz"
+        artist = "+".join(f"{share:g}-{stage}" for stage, share in sorted(plan.artist.items()))
+        return self.work / f"kept-{artist}-{size[0]}x{size[1]}.npz"
 
     def decoder(self) -> Decoder:
         """An untrained transformer."""

@@ -89,8 +89,8 @@ class Painter:
         said = encode_turn(self.tokenizer, turn.text, turn.pictures)
         return [self.vocabulary.bos, *said, self.vocabulary.separator]
 
-    def sheet(self, width: int, height: int, sampling: Sampling, columns: int = 8, seed: int = 0) -> Image.Image:
-        """Two pictures of each sample prompt, side by side, in rows."""
-        pictures = self.paint([prompt for prompt in SAMPLE_PROMPTS for _ in range(2)], width, height, sampling, seed)
-        rows = [np.concatenate(list(pictures[i : i + columns]), axis=1) for i in range(0, len(pictures), columns)]
+    def sheet(self, width: int, height: int, sampling: Sampling) -> Image.Image:
+        """Two pictures of each sample prompt, side by side, eight in a row."""
+        pictures = self.paint([prompt for prompt in SAMPLE_PROMPTS for _ in range(2)], width, height, sampling, 0)
+        rows = [np.concatenate(list(pictures[i : i + 8]), axis=1) for i in range(0, len(pictures), 8)]
         return Image.fromarray(np.concatenate(rows))

@@ -106,10 +106,12 @@ class Plan:
         if not self.stages:
             msg = "a plan has at least one stage"
             raise ValueError(msg)
-        unknown = set(self.shares) - {stage.name for stage in self.stages}
-        if unknown or (self.shares and not math.isclose(sum(self.shares.values()), 1)):
-            msg = f"shares are of stages and add up to 1, got {dict(self.shares)}"
-            raise ValueError(msg)
+        names = {stage.name for stage in self.stages}
+        artists = [kept.artist for stage in self.stages for kept in stage.kept]
+        for shares in (*artists, self.shares) if self.shares else artists:
+            if set(shares) - names or not math.isclose(sum(shares.values()), 1):
+                msg = f"shares are of stages and add up to 1, got {dict(shares)}"
+                raise ValueError(msg)
         missing = {size for stage in self.stages for _, size in stage.tasks} - set(self.albums)
         if missing:
             msg = f"stages name sizes that have no pictures: {sorted(missing)}"

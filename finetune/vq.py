@@ -282,9 +282,14 @@ def measure(model: VQGAN, pictures: NDArray[np.uint8], batch: int = 32) -> dict[
         pixels = torch.from_numpy(pictures[start : start + batch])
         codes = model.encode_pixels(pixels)
         used.update(codes.unique().tolist())
-        error = (model.decode_pixels(codes).float() - pixels.float()) / 127.5
-        decibel += [decibels(e) for e in error.square().mean((1, 2, 3)).tolist()]
+        decibel += each_psnr(model.decode_pixels(codes).numpy(), pictures[start : start + batch])
     return {"psnr": float(np.mean(decibel)), "codes_used": len(used) / model.config.codes}
+
+
+def each_psnr(drawn: NDArray[np.uint8], pictures: NDArray[np.uint8]) -> list[float]:
+    """PSNR of each of the pictures [n, height, width, 3], in dB."""
+    squared = np.square((drawn.astype(np.float32) - pictures) / 127.5).mean((1, 2, 3))
+    return [decibels(error) for error in squared.tolist()]
 
 
 def decibels(squared: float) -> float:

@@ -97,6 +97,9 @@ def test_stages_are_mixed_once_all_are_trained(trained: Mini) -> None:
     assert torch.equal(untrained.trained_decoder()[1].lm_head.weight, last["lm_head.weight"])
     with pytest.raises(ValueError, match="add up to 1"):
         replace(PLAN, shares={"32": 0.5})
+    half = replace(PLAN.stages[-1], kept=(replace(PLAN.stages[-1].kept[0], artist={"32": 0.5}),))
+    with pytest.raises(ValueError, match=r"add up to 1, got \{'32': 0.5\}"):
+        replace(PLAN, stages=(*PLAN.stages[:-1], half))
 
 
 def test_codes_of_another_plan_are_refused(trained: Mini) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mgpt_edge.export.vqgan import VQGAN, VQConfig
-from mgpt_edge.finetune.vq import Codebook, Source, VQRecipe, VQTraining, measure, small_vq
+from mgpt_edge.finetune.vq import Codebook, Source, VQRecipe, VQTraining, each_psnr, measure, small_vq
 from mgpt_edge.finetune.world import render, sample_scene
 
 if TYPE_CHECKING:
@@ -155,6 +155,12 @@ def test_another_recipe_is_refused(tmp_path: Path) -> None:
     train(tmp_path, 1)
     with pytest.raises(ValueError, match="another recipe"):
         VQTraining(recipe(41), [Source(pictures(8))], tmp_path).resume()
+
+
+def test_psnr_is_each_pictures_own() -> None:
+    black = np.zeros((2, 8, 4, 3), np.uint8)
+    drawn = black + np.array([5, 100], np.uint8)[:, None, None, None]
+    assert each_psnr(drawn, black) == pytest.approx([20 * np.log10(255 / 5), 20 * np.log10(255 / 100)], abs=1e-4)
 
 
 def test_measure_counts_codes() -> None:
