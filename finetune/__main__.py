@@ -9,6 +9,7 @@ import torch
 import typer
 
 from mgpt_edge.finetune import scores
+from mgpt_edge.finetune.arithmetic import best_device
 from mgpt_edge.finetune.default_plan import default_plan
 from mgpt_edge.finetune.draw import Sampling
 from mgpt_edge.finetune.examples import write_examples
@@ -125,7 +126,7 @@ def _table(lines: Iterable[scores.Line]) -> None:
 
 def _pipeline(work: Path, threads: int) -> Mini:
     torch.set_num_threads(threads)
-    return Mini(work, default_plan(), threads)
+    return Mini(work, default_plan(), threads, best_device())
 
 
 if __name__ == "__main__":

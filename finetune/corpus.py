@@ -58,10 +58,10 @@ class Corpus:
     def batch(self, number: int, rank: int = 0, ranks: int = 1) -> Batch:
         """Batch `number`, or the share of it that one of several processes takes."""
         rng = np.random.default_rng([self.seed, number])
-        group = self.groups[_choose(rng, [group.weight for group in self.groups])]
+        group = self.groups[choose(rng, [group.weight for group in self.groups])]
         weights = [part.weight for part in group.parts]
         seeds = rng.integers(2**63, size=group.batch)
-        parts = [group.parts[_choose(rng, weights)] for _ in range(group.batch)]
+        parts = [group.parts[choose(rng, weights)] for _ in range(group.batch)]
         return collate(
             [self._sample(parts[i], np.random.default_rng(seeds[i])) for i in range(rank, group.batch, ranks)]
         )
@@ -72,7 +72,8 @@ class Corpus:
         return without_prompt(sample) if part.task in GUIDED and rng.random() < self.prompt_drop else sample
 
 
-def _choose(rng: np.random.Generator, weights: Sequence[float]) -> int:
+def choose(rng: np.random.Generator, weights: Sequence[float]) -> int:
+    """The place of one of the weights, each as likely as it is large."""
     return int(rng.choice(len(weights), p=np.array(weights) / sum(weights)))
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mgpt_edge.finetune.draw import Sampling
-from mgpt_edge.finetune.plan import GroupPlan, KeptPlan, Plan, StagePlan, VQPictures
+from mgpt_edge.finetune.plan import GroupPlan, KeptPlan, Plan, RewardPlan, StagePlan, VQPictures
 from mgpt_edge.finetune.sft import Recipe
 from mgpt_edge.finetune.vq import VQRecipe
 from mgpt_edge.finetune.world import KINDS
@@ -40,7 +40,6 @@ def default_plan() -> Plan:
     )
     return Plan(
         vq=VQRecipe(steps=14000),
-        shares={"256-on": 0.15, "count": 0.85},
         vq_pictures=(*colors, *dense),
         albums={
             SQUARE_128: _album(60000, 12000, 12000),
@@ -115,6 +114,15 @@ def default_plan() -> Plan:
                 Recipe(steps=2400, rate=9e-4, floor=0.05, average=0.99, ramp=30, seed=11, muon=True),
                 prompt_drop=0.1,
                 kept=(first, second, larger, third),
+            ),
+            StagePlan(
+                "rewarded",
+                128,
+                _beside_rewards(),
+                Recipe(steps=570, rate=2e-4, floor=0.05, weight_decay=0.0, clip=2.0, average=0.98, ramp=10, seed=12),
+                prompt_drop=0.1,
+                rewards=_rewards(),
+                begin={"256-on": 0.15, "count": 0.85},
             ),
         ),
     )
@@ -201,3 +209,24 @@ def _counts(quizzes: float, pictures: float, words: float) -> tuple[GroupPlan, G
 def _quiz_256(weight: float) -> GroupPlan:
     """About 450 tokens."""
     return GroupPlan(_pictures_of(SQUARE_256) | {("quiz", SQUARE_256): 2.0}, 6, weight)
+
+
+def _rewards() -> RewardPlan:
+    """Drawing at every size, a little of what begins with a picture, mostly at the guidance that is used."""
+    drawn = {SQUARE_128: 0.2, SQUARE_192: 0.2, WIDE: 0.14, HIGH: 0.16, SQUARE_256: 0.2}
+    begun = {"edit": 0.045, "from-edges": 0.02, "from-depth": 0.0175, "from-segmentation": 0.0175}
+    tasks = {("text-to-image", size): share for size, share in drawn.items()}
+    return RewardPlan(tasks | {(task, SQUARE_128): share for task, share in begun.items()}, {1: 0.13, 2: 0.72, 4: 0.15})
+
+
+def _beside_rewards() -> tuple[GroupPlan, ...]:
+    """Every task as it was learnt, so that none is forgotten."""
+    small = {("text-to-image", SQUARE_128): 1.0, ("pair", SQUARE_128): 1.0, ("answer", SQUARE_128): 1.5}
+    middle = {("text-to-image", SQUARE_192): 0.5, ("answer", SQUARE_192): 1.0, **_pictures_of(SQUARE_192, 0.6)}
+    large = {("text-to-image", SQUARE_256): 0.5, ("quiz", SQUARE_256): 2.0, **_pictures_of(SQUARE_256, 0.6)}
+    return (
+        GroupPlan(small | {("describe", SQUARE_128): 0.3} | _pictures_of(SQUARE_128), 32, 0.4),
+        GroupPlan(middle, 16, 0.15),
+        GroupPlan(large, 10, 0.08),
+        *_counts(0.18, 0.15, 0.1),
+    )

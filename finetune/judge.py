@@ -35,10 +35,15 @@ HEADS = {"solid": 1, "color": len(COLORS), "shape": len(SHAPES), "size": len(SIZ
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the judge sees in one picture; the solids' finish is not read."""
+    """What the judge sees in one picture; the solids' finish is not read.
+
+    Attributes:
+        sure: the least probability that it gives the color and shape of a solid.
+    """
 
     solids: tuple[Solid, ...]
     floor: str
+    sure: float = 1.0
 
     def shows(self, scene: Scene, where: bool = True) -> bool:
         """Exactly the scene's solids by color and shape, and, if `where` matters, two of them in their relation."""
@@ -92,12 +97,15 @@ class Judge(nn.Module):
         readings: list[Reading] = []
         for start in range(0, len(pixels), batch):
             maps, floors = self(same_scale(torch.from_numpy(pixels[start : start + batch])))
+            likely = maps["color"].softmax(1).amax(1) * maps["shape"].softmax(1).amax(1)
             # A solid's middle is a local maximum that is likelier than not.
             solid = maps["solid"]
             peaks = (solid > 0) & (solid == F.max_pool2d(solid, 3, stride=1, padding=1))
             for i, floor in enumerate(floors.argmax(1).tolist()):
                 cells = peaks[i, 0].nonzero().tolist()
-                readings.append(Reading(tuple(_solid(maps, i, row, column) for row, column in cells), FLOORS[floor]))
+                sure = min((float(likely[i, row, column]) for row, column in cells), default=1.0)
+                solids = tuple(_solid(maps, i, row, column) for row, column in cells)
+                readings.append(Reading(solids, FLOORS[floor], sure))
         return readings
 
 

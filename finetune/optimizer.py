@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mgpt_edge.finetune.arithmetic import has_bfloat16
+from mgpt_edge.finetune.arithmetic import fast_type
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +54,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonalised(matrix: Tensor) -> Tensor:
     """About U V^T of the matrix U S V^T by Newton-Schulz iterations, in bfloat16 where that is the faster type."""
     linear, cubic, quintic = QUINTIC
-    x = matrix.bfloat16() if matrix.is_cuda or has_bfloat16() else matrix
+    x = matrix.to(fast_type(matrix.device))
     x = x.T if len(x) > x.shape[1] else x
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(ROUNDS):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mgpt_edge.finetune.arithmetic import mixed
 from mgpt_edge.finetune.conversation import Turn
 from mgpt_edge.finetune.draw import draw, say
 from mgpt_edge.runtime.layout import ImageLayout
@@ -74,8 +75,9 @@ class Painter:
 
     def decode(self, codes: Tensor, batch: int = 8) -> NDArray[np.uint8]:
         """The pictures [n, height, width, 3] of codes [n, rows, columns]."""
-        with torch.inference_mode():
-            return np.concatenate([self.vq.decode_pixels(part).numpy() for part in codes.split(batch)])
+        device = self.vq.quantize.embedding.weight.device
+        with torch.inference_mode(), mixed(device):
+            return np.concatenate([self.vq.decode_pixels(part.to(device)).cpu().numpy() for part in codes.split(batch)])
 
     def answer(self, asked: list[Turn], batch: int = 50) -> list[str]:
         """The likeliest answers in text."""

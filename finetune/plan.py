@@ -41,7 +41,7 @@ class GroupPlan:
 
 @dataclass(frozen=True, slots=True)
 class KeptPlan:
-    """Pictures that earlier weights draw: whose (stages by share, as `Plan.shares`), how many right ones, and how."""
+    """Pictures that earlier weights draw: whose (as `StagePlan.begin`), how many right ones, and how."""
 
     artist: Mapping[str, float]
     counts: Mapping[Size, int]
@@ -49,8 +49,34 @@ class KeptPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class RewardPlan:
+    """What a stage draws itself and is rewarded for, beside what it is shown.
+
+    Attributes:
+        tasks: (task, size) by their share of the steps: text to image, edits, and pictures after another.
+        guidances: by their share of the steps.
+        temperature: of the pictures, all codes being possible.
+        prompts: of a step whose pictures have 8x8 codes; larger ones are fewer.
+        pictures: of each prompt.
+        weight: of the rewards' gradients beside those of the other batches.
+    """
+
+    tasks: Mapping[tuple[str, Size], float]
+    guidances: Mapping[float, float]
+    temperature: float = 0.7
+    prompts: int = 32
+    pictures: int = 8
+    weight: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
 class StagePlan:
-    """One progressive stage; `side` is that of the squares it is scored on, and that its model draws unless asked."""
+    """One progressive stage; `side` is that of the squares it is scored on, and that its model draws unless asked.
+
+    Attributes:
+        begin: Stages by their share of the weights that it begins with; none: those of the stage before. A mean with
+            weights from before a fine-tuning keeps more of what those could (arXiv 2109.01903).
+    """
 
     name: str
     side: int
@@ -58,6 +84,8 @@ class StagePlan:
     recipe: Recipe
     prompt_drop: float = 0.12
     kept: tuple[KeptPlan, ...] = ()
+    rewards: RewardPlan | None = None
+    begin: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         drawn = {size for kept in self.kept for size in kept.counts}
@@ -66,8 +94,14 @@ class StagePlan:
             raise ValueError(msg)
 
     @property
-    def tasks(self) -> set[tuple[str, Size]]:
+    def shown(self) -> set[tuple[str, Size]]:
+        """What it is shown."""
         return {key for group in self.groups for key in group.tasks}
+
+    @property
+    def tasks(self) -> set[tuple[str, Size]]:
+        """What it is shown, and what it is rewarded for."""
+        return self.shown | set(self.rewards.tasks if self.rewards else ())
 
     @property
     def sizes(self) -> tuple[Size, ...]:
@@ -82,8 +116,6 @@ class Plan:
 
     Attributes:
         albums: Training pictures by size and kind.
-        shares: Stages by their share of the weights that are written, if all of them are trained; none: the newest.
-            A mean with weights from before a fine-tuning keeps more of what those could (arXiv 2109.01903).
         held_back: Validation pictures of each size and kind.
         unseen_pairs: Pictures of each size that show pairs of color and shape held out from all training but the
             judge's.
@@ -94,7 +126,6 @@ class Plan:
     vq_pictures: tuple[VQPictures, ...]
     albums: Mapping[Size, Mapping[str, int]]
     stages: tuple[StagePlan, ...]
-    shares: Mapping[str, float] = field(default_factory=dict)
     dropout: float = 0.0
     sharpening: SharpenRecipe = field(default_factory=lambda: SharpenRecipe(steps=1500))
     held_back: int = 500
@@ -108,7 +139,7 @@ class Plan:
             raise ValueError(msg)
         names = {stage.name for stage in self.stages}
         artists = [kept.artist for stage in self.stages for kept in stage.kept]
-        for shares in (*artists, self.shares) if self.shares else artists:
+        for shares in (*artists, *(stage.begin for stage in self.stages if stage.begin)):
             if set(shares) - names or not math.isclose(sum(shares.values()), 1):
                 msg = f"shares are of stages and add up to 1, got {dict(shares)}"
                 raise ValueError(msg)

@@ -63,7 +63,7 @@ class Run(ABC):
         """
         if not self.path.exists():
             return False
-        state = torch.load(self.path, weights_only=True)
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
         if state["recipe"] != json.dumps(asdict(self.recipe)):
             msg = f"{self.path} was trained by another recipe; remove it to start again"
             raise ValueError(msg)

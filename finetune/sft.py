@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -139,18 +140,16 @@ class Stage:
             group["lr"] = rate
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        tokens, entropy, penalty = self._backward(
-            self.corpus.batch(self.step, self.processes.rank, self.processes.ranks)
-        )
+        record = self.gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         self.optimizer.step()
         self.step += 1
         self._follow()
-        losses = {"loss": entropy, "z": penalty, "norm": whole(norm).item()}
-        return {"step": self.step, **losses, "rate": rate, "tokens": tokens}
+        return {"step": self.step, **record, "norm": whole(norm).item(), "rate": rate}
 
-    def _backward(self, batch: Batch) -> tuple[int, float, float]:
-        """Gradients of the mean losses over all processes' labels; gives their number, and the means."""
+    def gradients(self) -> dict[str, float]:
+        """Adds those of the mean losses over all processes' labels; gives the means, and the number of labels."""
+        batch = self.corpus.batch(self.step, self.processes.rank, self.processes.ranks)
         labels = int(self.processes.sum(int((batch.labels != UNLABELLED).sum())))
         sums = torch.zeros(2, dtype=torch.float64)
         for tokens, targets in pieces(batch, self.rows or len(batch.tokens)):
@@ -158,13 +157,12 @@ class Stage:
             # Processes' gradients are averaged, so each counts its own as often as there are processes.
             ((entropy + self.recipe.z_loss * penalty) * (self.processes.ranks / labels)).backward()
             sums += torch.stack((entropy, penalty)).detach().cpu()
-        means = [self.processes.sum(total) / labels for total in sums.tolist()]
-        return labels, means[0], means[1]
+        entropy, penalty = (self.processes.sum(total) / labels for total in sums.tolist())
+        return {"loss": entropy, "z": penalty, "tokens": labels}
 
     def objective(self, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy and squared log-partition over the labelled positions of [b, t]."""
-        # The fused attention's backward pass takes twice as long as the plain one on a CPU at these lengths.
-        with mixed(), sdpa_kernel(SDPBackend.MATH):
+        with computing(self.processes.device):
             return summed_losses(self.model, tokens, labels)
 
     @torch.no_grad()
@@ -197,7 +195,7 @@ class Stage:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         if self.recipe.average:
-            self.average = state["average"]
+            self.average = {name: value.to(self.processes.device) for name, value in state["average"].items()}
         return True
 
 
@@ -212,11 +210,20 @@ def finished_weights(path: Path, recipe: Recipe) -> dict[str, Tensor] | None:
 
 
 def _state(path: Path, recipe: Recipe) -> dict[str, Any]:
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
     if Recipe(**json.loads(state["recipe"])) != recipe:
         msg = f"{path} was trained by another recipe; remove it to start again"
         raise ValueError(msg)
     return state
+
+
+@contextmanager
+def computing(device: torch.device) -> Iterator[None]:
+    """How the small model computes while it is trained on a device."""
+    # The fused attention's backward pass takes twice as long as the plain one on a CPU at these lengths.
+    plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    with mixed(device), plain:
+        yield
 
 
 def summed_losses(model: Decoder, tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,9 +258,10 @@ def whole(tensor: Tensor) -> Tensor:
 def validation_loss(model: Decoder, corpus: Corpus, batches: int = 8) -> float:
     """Mean cross-entropy over a corpus' first batches."""
     model.eval()
+    device = model.lm_head.weight.device
     total, labels = 0.0, 0
     for part in (corpus.batch(number) for number in range(batches)):
-        with mixed(), sdpa_kernel(SDPBackend.MATH):
-            total += summed_losses(model, part.tokens, part.labels)[0].item()
+        with computing(device):
+            total += summed_losses(model, part.tokens.to(device), part.labels.to(device))[0].item()
         labels += int((part.labels != UNLABELLED).sum())
     return total / labels

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mgpt_edge.export.vqgan import VQGAN, VQConfig
-from mgpt_edge.finetune.arithmetic import mixed
+from mgpt_edge.finetune.arithmetic import CPU, mixed
 from mgpt_edge.finetune.run import Run
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Codebook:
 
     def __init__(self, table: Tensor, decay: float, restart_below: float) -> None:
         self.table, self.decay, self.restart_below = table, decay, restart_below
-        self.counts = torch.ones(len(table))
+        self.counts = torch.ones(len(table), device=table.device)
         self.sums = table.detach().clone()
 
     def start(self, latents: Tensor, generator: torch.Generator, rounds: int = 12) -> None:
@@ -89,10 +89,10 @@ class Codebook:
             chosen = torch.cdist(latents, centers).argmin(1)
             counts = torch.bincount(chosen, minlength=codes).unsqueeze(1)
             sums = torch.zeros_like(centers).index_add_(0, chosen, latents)
-            fresh = latents[torch.randint(len(latents), (codes,), generator=generator)]
+            fresh = latents[torch.randint(len(latents), (codes,), generator=generator, device=latents.device)]
             centers = torch.where(counts > 0, sums / counts.clamp(min=1), fresh)
         self.table.data.copy_(centers)
-        self.counts = torch.full((codes,), len(latents) / codes)
+        self.counts = torch.full((codes,), len(latents) / codes, device=latents.device)
         self.sums = centers * self.counts.unsqueeze(1)
 
     def follow(self, latents: Tensor, chosen: Tensor, generator: torch.Generator) -> None:
@@ -116,7 +116,7 @@ class Codebook:
         return {"counts": self.counts, "sums": self.sums}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        self.counts, self.sums = state["counts"], state["sums"]
+        self.counts, self.sums = (state[name].to(self.table.device) for name in ("counts", "sums"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,18 +141,26 @@ class VQTraining(Run):
         sources: what from.
         folder: of the state.
         eye: layers, trained to see what matters in such pictures, whose responses should stay as they are.
+        device: where it computes.
     """
 
     def __init__(
-        self, recipe: VQRecipe, sources: Sequence[Source], folder: Path, eye: nn.Sequential | None = None
+        self,
+        recipe: VQRecipe,
+        sources: Sequence[Source],
+        folder: Path,
+        eye: nn.Sequential | None = None,
+        device: torch.device = CPU,
     ) -> None:
         torch.manual_seed(recipe.seed)
         super().__init__(recipe, folder / "vq.pt")
-        self.sources, self.eye = sources, eye
+        self.sources, self.device = sources, device
+        self.eye = eye.to(device) if eye is not None else None
         weights = np.array([source.weight for source in sources])
         self.weights = weights / weights.sum()
         self.model = VQGAN(recipe.config).to(memory_format=torch.channels_last)
         initialise(self.model)
+        self.model.to(device)
         table = self.model.quantize.embedding.weight.requires_grad_(False)
         self.codebook = Codebook(table, recipe.codebook_decay, recipe.restart_below)
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -163,16 +171,16 @@ class VQTraining(Run):
         """One optimiser step; which pictures it sees depends on the seed and the step alone."""
         recipe = self.recipe
         rng = np.random.default_rng([recipe.seed, self.step])
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step)
-        image, weight = self._windows(rng).split([3, 1], dim=1)
+        generator = torch.Generator(self.device).manual_seed(recipe.seed * 1_000_003 + self.step)
+        image, weight = self._windows(rng).to(self.device).split([3, 1], dim=1)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate * cosine(self.step, recipe.steps)
-        with mixed():
+        with mixed(self.device):
             latents = self.model.latents(image)
         latents = latents.float()
         rows = latents.detach().permute(0, 2, 3, 1).flatten(0, 2)
         quantised, commitment = self._quantise(latents, rows, generator)
-        with mixed():
+        with mixed(self.device):
             drawn = self.model.picture(quantised)
         loss = reconstruction(drawn.float(), image, weight, recipe) + recipe.commitment * commitment
         if self.eye is not None:
@@ -226,7 +234,7 @@ class VQTraining(Run):
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.codebook.load(state["codebook"])
-        self.waiting = state["waiting"]
+        self.waiting = [latents.to(self.device) for latents in state["waiting"]]
 
 
 @torch.no_grad()
@@ -264,7 +272,7 @@ def perceived(eye: nn.Sequential, drawn: Tensor, image: Tensor) -> Tensor:
     than pixels.
     """
     distances = []
-    with mixed():
+    with mixed(drawn.device):
         for layer in eye:
             drawn = layer(drawn)
             with torch.no_grad():
@@ -276,13 +284,13 @@ def perceived(eye: nn.Sequential, drawn: Tensor, image: Tensor) -> Tensor:
 @torch.inference_mode()
 def measure(model: VQGAN, pictures: NDArray[np.uint8], batch: int = 32) -> dict[str, float]:
     """PSNR of whole round trips in uint8 (mean of the pictures' own), and the share of codes in use."""
+    device = model.quantize.embedding.weight.device
     decibel: list[float] = []
     used: set[int] = set()
     for start in range(0, len(pictures), batch):
-        pixels = torch.from_numpy(pictures[start : start + batch])
-        codes = model.encode_pixels(pixels)
+        codes = model.encode_pixels(torch.from_numpy(pictures[start : start + batch]).to(device))
         used.update(codes.unique().tolist())
-        decibel += each_psnr(model.decode_pixels(codes).numpy(), pictures[start : start + batch])
+        decibel += each_psnr(model.decode_pixels(codes).cpu().numpy(), pictures[start : start + batch])
     return {"psnr": float(np.mean(decibel)), "codes_used": len(used) / model.config.codes}
 
 

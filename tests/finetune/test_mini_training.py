@@ -20,15 +20,17 @@ from mgpt_edge.finetune.default_plan import default_plan
 from mgpt_edge.finetune.draw import FAITHFUL, Sampling
 from mgpt_edge.finetune.judge import Judge
 from mgpt_edge.finetune.mini import SAMPLING, Mini
-from mgpt_edge.finetune.plan import GroupPlan, KeptPlan, Plan, StagePlan, VQPictures
+from mgpt_edge.finetune.plan import GroupPlan, KeptPlan, Plan, RewardPlan, StagePlan, VQPictures
 from mgpt_edge.finetune.sft import Recipe
 from mgpt_edge.finetune.sharpen import SharpenRecipe
-from mgpt_edge.finetune.tasks import TASKS
+from mgpt_edge.finetune.tasks import SCENE_TASKS, TASKS
 from mgpt_edge.finetune.vq import VQRecipe
 from mgpt_edge.finetune.world import KINDS
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from mgpt_edge.export.model import Decoder
 
 SIZE = (32, 32)
 VQ = VQConfig(
@@ -47,6 +49,14 @@ PLAN = Plan(
             Recipe(steps=3),
             kept=(KeptPlan({"32": 1.0}, {SIZE: 60}, Sampling(guidance=2.0, top_k=10)),),
         ),
+        StagePlan(
+            "rewarded",
+            64,
+            (GroupPlan({(task, SIZE): 1.0 for task in SCENE_TASKS}, 2),),
+            Recipe(steps=2),
+            rewards=RewardPlan({("text-to-image", SIZE): 0.5, ("edit", SIZE): 0.5}, {2.0: 1.0}, prompts=2, pictures=2),
+            begin={"32": 0.25, "64": 0.75},
+        ),
     ),
     sharpening=SharpenRecipe(steps=4, pixels=2 * 32 * 32, begin=2),
     unseen_pairs=500,
@@ -64,16 +74,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Mini:
         patch.setattr(kept, "shows", lambda *_: True)  # so small a model draws nothing right
         records = list(mini.train_stages())
     assert [record["kept"] for record in records if "kept" in record] == [100]
-    assert [record["step"] for record in records if "validation" in record] == [2, 3]
+    assert [record["step"] for record in records if "validation" in record] == [2, 3, 2]
     return mini
 
 
 def test_a_finished_training_is_not_repeated(trained: Mini) -> None:
     again = Mini(trained.work, PLAN, processes=1)
-    before = (trained.work / "stage-64.pt").stat().st_mtime_ns
+    before = (trained.work / "stage-rewarded.pt").stat().st_mtime_ns
     assert list(again.train_vq()) == []
     assert list(again.train_stages()) == []
-    assert (trained.work / "stage-64.pt").stat().st_mtime_ns == before
+    assert (trained.work / "stage-rewarded.pt").stat().st_mtime_ns == before
 
 
 def test_a_finished_stage_needs_no_pictures(trained: Mini, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,21 +95,29 @@ def test_a_finished_stage_needs_no_pictures(trained: Mini, monkeypatch: pytest.M
     assert mini.trained_decoder()[0] is last
 
 
-def test_stages_are_mixed_once_all_are_trained(trained: Mini) -> None:
-    mixed = Mini(trained.work, replace(PLAN, shares={"32": 0.25, "64": 0.75}), processes=1)
-    stage, model = mixed.trained_decoder()
-    assert stage.name == "64"
-    first, last = (trained.painter({name: 1.0}).model.state_dict() for name in ("32", "64"))
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, 0.25 * first[name] + 0.75 * last[name])
-    more = replace(PLAN.stages[0], name="later")
-    untrained = Mini(trained.work, replace(PLAN, stages=(*PLAN.stages, more), shares={"32": 0.5, "later": 0.5}))
-    assert torch.equal(untrained.trained_decoder()[1].lm_head.weight, last["lm_head.weight"])
+def test_a_stage_begins_with_the_mean_that_it_asks_for(trained: Mini) -> None:
+    class Begun(Exception):
+        pass
+
+    def stop(_: Mini, model: Decoder, plan: StagePlan) -> None:
+        first, last = (trained.painter({name: 1.0}).model.state_dict() for name in ("32", "64"))
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(value, 0.5 * first[name] + 0.5 * last[name])
+        raise Begun
+
+    mixed = replace(PLAN.stages[0], name="mixed", begin={"32": 0.5, "64": 0.5})
+    mini = Mini(trained.work, replace(PLAN, stages=(*PLAN.stages, mixed)), processes=1)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Begun):
+        patch.setattr(Mini, "_stage", stop)
+        list(mini.train_stages())
+
+
+def test_shares_add_up(trained: Mini) -> None:
     with pytest.raises(ValueError, match="add up to 1"):
-        replace(PLAN, shares={"32": 0.5})
-    half = replace(PLAN.stages[-1], kept=(replace(PLAN.stages[-1].kept[0], artist={"32": 0.5}),))
+        replace(PLAN, stages=(*PLAN.stages[:-1], replace(PLAN.stages[-1], begin={"32": 0.5})))
+    half = replace(PLAN.stages[1], kept=(replace(PLAN.stages[1].kept[0], artist={"32": 0.5}),))
     with pytest.raises(ValueError, match=r"add up to 1, got \{'32': 0.5\}"):
-        replace(PLAN, stages=(*PLAN.stages[:-1], half))
+        replace(PLAN, stages=(PLAN.stages[0], half))
 
 
 def test_codes_of_another_plan_are_refused(trained: Mini) -> None:

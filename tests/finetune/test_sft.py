@@ -22,7 +22,7 @@ from mgpt_edge.finetune import checkpoint
 from mgpt_edge.finetune.album import Album
 from mgpt_edge.finetune.conversation import UNLABELLED, Turn, encode_conversation
 from mgpt_edge.finetune.corpus import Corpus, Group, Part, world_text
-from mgpt_edge.finetune.draw import Sampling, draw, say
+from mgpt_edge.finetune.draw import MANY, Sampling, draw, say
 from mgpt_edge.finetune.optimizer import Muon, MuonAdamW
 from mgpt_edge.finetune.pictures import Pictures
 from mgpt_edge.finetune.sft import Recipe, Stage, initialise, small_decoder
@@ -242,6 +242,16 @@ def test_drawing_without_guidance_follows_the_full_forward(corpus: Corpus) -> No
         for index, token in enumerate(image):
             if low <= token < high:
                 assert int(logits[len(prompt) + index - 1, low:high].argmax()) == token - low
+
+
+def test_many_rows_draw_what_few_do(corpus: Corpus) -> None:
+    """Their attention is compiled, where that of few is torch's."""
+    model = tiny(corpus.vocabulary.size).eval()
+    prompts = [asked(corpus, "a red cube"), asked(corpus, "a large shiny blue cone on a gray floor")] * (MANY // 4)
+    layout, sampling = ImageLayout(64, 64, corpus.vocabulary), Sampling(guidance=2.0, top_k=1)
+    many = draw(model, layout, prompts, sampling, seed=0)
+    few = draw(model, layout, prompts[:2], sampling, seed=0)
+    assert torch.equal(many, few.repeat(MANY // 4, 1, 1))
 
 
 def test_answers_in_text_follow_the_full_forward(corpus: Corpus) -> None:
