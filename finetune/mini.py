@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 
 SAMPLING = Sampling(guidance=2.0, top_k=100, temperature=0.5)
+COMPILED = 500
+"""Steps of a stage from which on compiling the transformer pays: a minute for a third of each step."""
 
 
 class Mini(Material):
@@ -135,6 +137,8 @@ class Mini(Material):
                 model.load_state_dict(self._mean(plan.begin).state_dict())
             stage, held_back = self._stage(model, plan), self.corpus(plan, "validation")
             stage.resume()
+            if plan.recipe.steps >= COMPILED:
+                model.model.compile(dynamic=True)
             began, first = time.monotonic(), stage.step
             log = Journal(self.work / f"stage-{plan.name}.jsonl")
             for record in stage.run():

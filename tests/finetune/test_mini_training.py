@@ -15,6 +15,7 @@ from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.vqgan import VQConfig
 from mgpt_edge.finetune import kept, scores
+from mgpt_edge.finetune import mini as mini_module
 from mgpt_edge.finetune.album import encode_pictures
 from mgpt_edge.finetune.default_plan import default_plan
 from mgpt_edge.finetune.draw import FAITHFUL, Sampling
@@ -110,6 +111,17 @@ def test_a_stage_begins_with_the_mean_that_it_asks_for(trained: Mini) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Begun):
         patch.setattr(Mini, "_stage", stop)
         list(mini.train_stages())
+
+
+@pytest.mark.slow
+def test_a_compiled_stage_learns_the_same(trained: Mini, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = []
+    for name, least in (("compiled", 1), ("plain", 1000)):
+        monkeypatch.setattr(mini_module, "COMPILED", least)
+        more = replace(PLAN.stages[0], name=name, recipe=Recipe(steps=20))
+        mini = Mini(trained.work, replace(PLAN, stages=(PLAN.stages[0], more)), processes=1)
+        losses.append([record["loss"] for record in mini.train_stages() if "loss" in record])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
 def test_shares_add_up(trained: Mini) -> None:
