@@ -18,26 +18,24 @@ if TYPE_CHECKING:
 
 SQUARE_128, SQUARE_192, SQUARE_256, WIDE, HIGH = (128, 128), (192, 192), (256, 256), (256, 128), (128, 256)
 
+_FIRST = KeptPlan(
+    {"256-on": 1.0}, {SQUARE_128: 5400, SQUARE_192: 870, WIDE: 640, SQUARE_256: 590}, Sampling(3.0, 100, 0.7)
+)
+_SECOND = KeptPlan({"kept": 1.0}, {SQUARE_128: 3800}, Sampling(1.0, 100, 0.7))
+_LARGER = KeptPlan({"kept": 1.0}, {SQUARE_192: 350, HIGH: 360, SQUARE_256: 290}, Sampling(1.5, 100, 0.6))
+_THIRD = KeptPlan(
+    {"256-on": 0.25, "kept-on": 0.75},
+    {SQUARE_192: 670, WIDE: 400, HIGH: 470, SQUARE_256: 230},
+    Sampling(2.0, 100, 0.65),
+)
+"""Rounds of pictures that the model draws itself."""
+
 
 def default_plan() -> Plan:
     """What models/mini is made with."""
     colors = (VQPictures(128, "picture", 12000, 0.48), VQPictures(256, "picture", 3000, 0.24))
     importance = {"depth": 1.0, "normals": 0.5, "segmentation": 0.5, "edges": 0.1}
     dense = (VQPictures(side, kind, 1000, 0.035, importance[kind]) for side in (128, 256) for kind in KINDS[1:])
-    small = GroupPlan({("text-to-image", SQUARE_128): 1.0}, batch=32)
-    beside = GroupPlan({("text-to-image", SQUARE_128): 1.0, ("beside", SQUARE_128): 2.0}, batch=32)
-    words = GroupPlan({("text-only", SQUARE_128): 1.0}, batch=64, weight=0.15)
-    large = {("text-to-image", SQUARE_256): 5.0, ("pair", SQUARE_256): 4.0}
-    first = KeptPlan(
-        {"256-on": 1.0}, {SQUARE_128: 5400, SQUARE_192: 870, WIDE: 640, SQUARE_256: 590}, Sampling(3.0, 100, 0.7)
-    )
-    second = KeptPlan({"kept": 1.0}, {SQUARE_128: 3800}, Sampling(1.0, 100, 0.7))
-    larger = KeptPlan({"kept": 1.0}, {SQUARE_192: 350, HIGH: 360, SQUARE_256: 290}, Sampling(1.5, 100, 0.6))
-    third = KeptPlan(
-        {"256-on": 0.25, "kept-on": 0.75},
-        {SQUARE_192: 670, WIDE: 400, HIGH: 470, SQUARE_256: 230},
-        Sampling(2.0, 100, 0.65),
-    )
     return Plan(
         vq=VQRecipe(steps=14000),
         vq_pictures=(*colors, *dense),
@@ -48,83 +46,96 @@ def default_plan() -> Plan:
             HIGH: {"picture": 4000},
             SQUARE_256: _album(7000, 1000, 1000),
         },
-        stages=(
-            StagePlan("128", 128, (small, words), Recipe(steps=4500, rate=1.8e-3, muon=True)),
-            StagePlan("128-beside", 128, (beside, words), Recipe(steps=2400, rate=1.5e-3, muon=True)),
-            StagePlan("192", 192, (_short(1.0), _long(0.2)), Recipe(steps=4000, rate=1.2e-3, muon=True)),
-            StagePlan(
-                "256", 128, (_drawn(0.5), _long(0.4, large), _longest(0.12)), Recipe(steps=2600, rate=1e-3, muon=True)
-            ),
-            StagePlan(
-                "256-on",
-                128,
-                (_drawn(0.5), _long(0.45, large), _longest(0.08)),
-                Recipe(steps=3500, rate=1.2e-3, muon=True),
-            ),
-            StagePlan(
-                "quiz",
-                128,
-                (_kept_small(0.35, _pictures_of(SQUARE_128, 0.5)), *_quizzes(0.4, 0.25)),
-                Recipe(steps=200, rate=1.2e-3, floor=0.3, average=0.99, ramp=30, seed=7, muon=True),
-                prompt_drop=0.1,
-                kept=(replace(first, counts={SQUARE_128: 5400}),),
-            ),
-            StagePlan(
-                "is-there",
-                128,
-                (
-                    GroupPlan({("is-there", SQUARE_128): 1.0}, 20, 0.4),
-                    GroupPlan({("text-is-there", SQUARE_128): 1.0}, 64, 0.6),
-                ),
-                Recipe(steps=200, rate=1.5e-3, floor=0.05, average=0.99, ramp=30, seed=7, muon=True),
-                prompt_drop=0.1,
-            ),
-            StagePlan(
-                "kept",
-                128,
-                (_kept_small(0.34), _kept_middle(0.23), _kept_large(0.15), *_quizzes(0.16, 0.1), _quiz_256(0.03)),
-                Recipe(steps=1100, rate=1e-3, floor=0.05, average=0.99, ramp=30, seed=7, muon=True),
-                prompt_drop=0.1,
-                kept=(first,),
-            ),
-            StagePlan(
-                "kept-on",
-                128,
-                (
-                    _kept_small(0.3, {("answer", SQUARE_128): 0.7}),
-                    _kept_middle(0.25, {("kept", HIGH): 2.0}),
-                    _kept_large(0.19),
-                    *_quizzes(0.16, 0.07),
-                    _quiz_256(0.03),
-                ),
-                Recipe(steps=850, rate=6e-4, floor=0.05, average=0.99, ramp=30, seed=8, muon=True),
-                prompt_drop=0.1,
-                kept=(first, second, larger),
-            ),
-            StagePlan(
-                "count",
-                128,
-                (
-                    _kept_small(0.26, {("pair", SQUARE_128): 1.5, ("answer", SQUARE_128): 0.5}),
-                    _kept_middle(0.24, _rendered_more()),
-                    _kept_large(0.2, {("kept", SQUARE_256): 4.0, ("pair", SQUARE_256): 2.0}),
-                    *_counts(0.1, 0.11, 0.06),
-                    _quiz_256(0.03),
-                ),
-                Recipe(steps=2400, rate=9e-4, floor=0.05, average=0.99, ramp=30, seed=11, muon=True),
-                prompt_drop=0.1,
-                kept=(first, second, larger, third),
-            ),
-            StagePlan(
-                "rewarded",
-                128,
-                _beside_rewards(),
-                Recipe(steps=570, rate=2e-4, floor=0.05, weight_decay=0.0, clip=2.0, average=0.98, ramp=10, seed=12),
-                prompt_drop=0.1,
-                rewards=_rewards(),
-                begin={"256-on": 0.15, "count": 0.85},
-            ),
+        stages=(*_progressive(), *_questioned(), *_kept(), _rewarded()),
+    )
+
+
+def _progressive() -> tuple[StagePlan, ...]:
+    """Rendered pictures, small ones first; from the third stage on every task."""
+    small = GroupPlan({("text-to-image", SQUARE_128): 1.0}, batch=32)
+    beside = GroupPlan({("text-to-image", SQUARE_128): 1.0, ("beside", SQUARE_128): 2.0}, batch=32)
+    words = GroupPlan({("text-only", SQUARE_128): 1.0}, batch=64, weight=0.15)
+    large = {("text-to-image", SQUARE_256): 5.0, ("pair", SQUARE_256): 4.0}
+    middle = (_short(1.0), _long(0.2))
+    all_sizes = (_drawn(0.5), _long(0.4, large), _longest(0.12))
+    all_on = (_drawn(0.5), _long(0.45, large), _longest(0.08))
+    return (
+        StagePlan("128", 128, (small, words), Recipe(steps=4500, rate=1.8e-3, muon=True)),
+        StagePlan("128-beside", 128, (beside, words), Recipe(steps=2400, rate=1.5e-3, muon=True)),
+        StagePlan("192", 192, middle, Recipe(steps=4000, rate=1.2e-3, muon=True)),
+        StagePlan("256", 128, all_sizes, Recipe(steps=2600, rate=1e-3, muon=True)),
+        StagePlan("256-on", 128, all_on, Recipe(steps=3500, rate=1.2e-3, muon=True)),
+    )
+
+
+def _questioned() -> tuple[StagePlan, ...]:
+    """Questions, which are few of the labels behind a picture."""
+    there = GroupPlan({("is-there", SQUARE_128): 1.0}, 20, 0.4)
+    said = GroupPlan({("text-is-there", SQUARE_128): 1.0}, 64, 0.6)
+    first = replace(_FIRST, counts={SQUARE_128: _FIRST.counts[SQUARE_128]})
+    return (
+        _later(
+            "quiz",
+            (_kept_small(0.35, _pictures_of(SQUARE_128, 0.5)), *_quizzes(0.4, 0.25)),
+            Recipe(steps=200, rate=1.2e-3, floor=0.3, average=0.99, ramp=30, seed=7, muon=True),
+            (first,),
         ),
+        _later(
+            "is-there",
+            (there, said),
+            Recipe(steps=200, rate=1.5e-3, floor=0.05, average=0.99, ramp=30, seed=7, muon=True),
+        ),
+    )
+
+
+def _kept() -> tuple[StagePlan, ...]:
+    """Every task, with pictures that the model drew and a reader found right."""
+    more = {("kept", SQUARE_256): 4.0, ("pair", SQUARE_256): 2.0}
+    rendered = _kept_middle(0.24, _rendered_more())
+    mixed = _kept_small(0.26, {("pair", SQUARE_128): 1.5, ("answer", SQUARE_128): 0.5})
+    middle, larger = _kept_middle(0.25, {("kept", HIGH): 2.0}), _kept_large(0.19)
+    return (
+        _later(
+            "kept",
+            (_kept_small(0.34), _kept_middle(0.23), _kept_large(0.15), *_quizzes(0.16, 0.1), _quiz_256(0.03)),
+            Recipe(steps=1100, rate=1e-3, floor=0.05, average=0.99, ramp=30, seed=7, muon=True),
+            (_FIRST,),
+        ),
+        _later(
+            "kept-on",
+            (_kept_small(0.3, {("answer", SQUARE_128): 0.7}), middle, larger, *_quizzes(0.16, 0.07), _quiz_256(0.03)),
+            Recipe(steps=850, rate=6e-4, floor=0.05, average=0.99, ramp=30, seed=8, muon=True),
+            (_FIRST, _SECOND, _LARGER),
+        ),
+        _later(
+            "count",
+            (
+                mixed,
+                _kept_middle(0.24, _rendered_more()),
+                _kept_large(0.2, more),
+                *_counts(0.1, 0.11, 0.06),
+                _quiz_256(0.03),
+            ),
+            Recipe(steps=2400, rate=9e-4, floor=0.05, average=0.99, ramp=30, seed=11, muon=True),
+            (_FIRST, _SECOND, _LARGER, _THIRD),
+        ),
+    )
+
+
+def _later(name: str, groups: tuple[GroupPlan, ...], recipe: Recipe, kept: tuple[KeptPlan, ...] = ()) -> StagePlan:
+    return StagePlan(name, 128, groups, recipe, prompt_drop=0.1, kept=kept)
+
+
+def _rewarded() -> StagePlan:
+    """Its own pictures, as it draws them."""
+    return StagePlan(
+        "rewarded",
+        128,
+        _beside_rewards(),
+        Recipe(steps=570, rate=1.5e-4, floor=0.05, weight_decay=0.0, clip=2.0, average=0.98, ramp=10, seed=12),
+        prompt_drop=0.1,
+        rewards=_rewards(),
+        begin={"256-on": 0.15, "count": 0.85},
     )
 
 
