@@ -91,7 +91,6 @@ def _questioned() -> tuple[StagePlan, ...]:
 def _kept() -> tuple[StagePlan, ...]:
     """Every task, with pictures that the model drew and a reader found right."""
     more = {("kept", SQUARE_256): 4.0, ("pair", SQUARE_256): 2.0}
-    rendered = _kept_middle(0.24, _rendered_more())
     mixed = _kept_small(0.26, {("pair", SQUARE_128): 1.5, ("answer", SQUARE_128): 0.5})
     middle, larger = _kept_middle(0.25, {("kept", HIGH): 2.0}), _kept_large(0.19)
     return (
