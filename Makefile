@@ -80,7 +80,7 @@ test-aarch64: wheel-aarch64
 		--platform linux_aarch64 --python-version 3.11 --only-binary :all: $(AARCH64)/*.whl
 	$(TEST_BIN)/python tests/aarch64/run.py $(AARCH64)
 
-# Trains the small model again from nothing: hours on two cores, resumable.
+# Trains the small model again from nothing: hours on two cores, resumable; on a GPU where there is one, never run there.
 mini: $(TEST_VENV)/.installed
 	$(TEST_BIN)/python -m mgpt_edge.finetune mini
 	rm -rf models/mini/bundle

@@ -131,7 +131,7 @@ def _rewarded() -> StagePlan:
         "rewarded",
         128,
         _beside_rewards(),
-        Recipe(steps=570, rate=1.5e-4, floor=0.05, weight_decay=0.0, clip=2.0, average=0.98, ramp=10, seed=12),
+        Recipe(steps=590, rate=1.5e-4, floor=0.05, weight_decay=0.0, clip=2.0, average=0.98, ramp=10, seed=12),
         prompt_drop=0.1,
         rewards=_rewards(),
         begin={"256-on": 0.15, "count": 0.85},
