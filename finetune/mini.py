@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 SAMPLING = Sampling(guidance=2.0, top_k=100, temperature=0.4)
 COMPILED = 500
-"""Steps of a stage from which on compiling the transformer pays: a minute for a third of each step."""
+"""Steps of a stage from which on compiling the transformer pays: a minute for a quarter of each step."""
 
 
 class Mini(Material):
