@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mgpt_edge.finetune.conversation import Turn
+from mgpt_edge.finetune.fidelity import asked_after, asked_to_edit
 from mgpt_edge.finetune.kept import shows
 from mgpt_edge.finetune.world import captions, sample_scene
 from mgpt_edge.finetune.world.dialogue import edit_of
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 
     from mgpt_edge.finetune.album import Scenes
     from mgpt_edge.finetune.judge import Reading
-
-    Size = tuple[int, int]
+    from mgpt_edge.finetune.plan import Size
 
 FIRST = 5_000_000
 """Of the training split's scenes that are asked for; other stages show those before."""
@@ -58,11 +58,11 @@ def of_album(task: str, album: Scenes, count: int, rng: np.random.Generator) -> 
 
 def _edited(album: Scenes, index: int) -> Assignment:
     edit = edit_of(album.scene(index), index)
-    turn = Turn(TEMPLATES["edit"].format(instruction=edit.instruction), (album.tokens("picture", index),))
-    return Assignment(turn, lambda reading: reading.shows(edit.after) and reading.floor == edit.after.floor)
+    after = edit.after
+    return Assignment(
+        asked_to_edit(album, index, edit), lambda reading: reading.shows(after) and reading.floor == after.floor
+    )
 
 
 def _guided_by(kind: str, album: Scenes, index: int, rng: np.random.Generator) -> Assignment:
-    scene = album.scene(index)
-    text = TEMPLATES[f"from-{kind}"].format(prompt=captions(scene, rng)[0])
-    return Assignment(Turn(text, (album.tokens(kind, index),)), lambda reading: reading.shows(scene))
+    return Assignment(asked_after(album, kind, index, rng), lambda reading: reading.shows(album.scene(index)))

@@ -18,10 +18,11 @@ from mgpt_edge.runtime.prompt import TEMPLATES
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mgpt_edge.finetune.album import Album
+    from mgpt_edge.finetune.album import Album, Scenes
     from mgpt_edge.finetune.draw import Sampling
     from mgpt_edge.finetune.judge import Judge, Reading
     from mgpt_edge.finetune.world import Frame, Scene
+    from mgpt_edge.finetune.world.dialogue import Edit
 
 
 class Artist(Protocol):
@@ -141,11 +142,7 @@ def segmentation(artist: Artist, album: Album, count: int) -> float:
 def guided_by(artist: Artist, judge: Judge, album: Album, kind: str, count: int, sampling: Sampling) -> Share:
     """Pictures drawn after edges, depth or segmentation and a caption: how many show the scene, every place right."""
     rng = np.random.default_rng(0)
-    text = TEMPLATES[f"from-{kind}"]
-    turns = [
-        Turn(text.format(prompt=captions(album.scene(index), rng)[0]), (album.tokens(kind, index),))
-        for index in range(count)
-    ]
+    turns = [asked_after(album, kind, index, rng) for index in range(count)]
     readings = judge.read(artist.respond(turns, album.width, album.height, sampling, 0))
     return Share(sum(reading.shows(album.scene(i)) for i, reading in enumerate(readings)), count)
 
@@ -153,13 +150,20 @@ def guided_by(artist: Artist, judge: Judge, album: Album, kind: str, count: int,
 def edit(artist: Artist, judge: Judge, album: Album, count: int, sampling: Sampling) -> Share:
     """Edited pictures: how many show the scene after the edit."""
     edits = [edit_of(album.scene(index), index) for index in range(count)]
-    text = TEMPLATES["edit"]
-    turns = [
-        Turn(text.format(instruction=edit.instruction), (album.tokens("picture", index),))
-        for index, edit in enumerate(edits)
-    ]
+    turns = [asked_to_edit(album, index, edit) for index, edit in enumerate(edits)]
     readings = judge.read(artist.respond(turns, album.width, album.height, sampling, 0))
     return Share(sum(reading.shows(edit.after) for reading, edit in zip(readings, edits, strict=True)), count)
+
+
+def asked_after(album: Scenes, kind: str, index: int, rng: np.random.Generator) -> Turn:
+    """A picture's edges, depth or segmentation, and a caption of its scene."""
+    text = TEMPLATES[f"from-{kind}"].format(prompt=captions(album.scene(index), rng)[0])
+    return Turn(text, (album.tokens(kind, index),))
+
+
+def asked_to_edit(album: Scenes, index: int, edit: Edit) -> Turn:
+    """A picture, and the instruction of its edit."""
+    return Turn(TEMPLATES["edit"].format(instruction=edit.instruction), (album.tokens("picture", index),))
 
 
 def answers(artist: Artist, album: Album, count: int) -> Share:

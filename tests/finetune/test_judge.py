@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,8 @@ from mgpt_edge.finetune import judge as judging
 from mgpt_edge.finetune.fidelity import Difference, Share
 from mgpt_edge.finetune.judge import Judge, Reading, roughened, train_judge
 from mgpt_edge.finetune.pictures import Pictures
-from mgpt_edge.finetune.world import Scene, Solid
+from mgpt_edge.finetune.world import Scene, Solid, render
+from mgpt_edge.runtime.bundle import default_bundle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +36,17 @@ def test_right_means_these_solids_in_these_places() -> None:
     )
     assert not swapped.shows(scene)
     assert swapped.shows(scene, where=False)
+
+
+def test_it_is_less_sure_of_a_solid_between_two_shapes() -> None:
+    judge = Judge.load(default_bundle().parent / "judge.safetensors")
+    scenes = [Scene((replace(LEFT, shape=shape, x=0),), "gray", "left") for shape in ("cube", "cylinder")]
+    cube, cylinder = (render(scene, 128, 128).picture for scene in scenes)
+    between = ((cube.astype(int) + cylinder) // 2).astype(np.uint8)
+    clear, vague = judge.read(np.stack([cube, cylinder, between]))[1:]
+    assert 0.95 < clear.sure <= 1
+    assert vague.sure < clear.sure - 0.01
+    assert judge.read(np.full((1, 128, 128, 3), 127, np.uint8))[0].sure == 1  # of nothing it sees none is doubtful
 
 
 def test_interval_holds_the_share() -> None:

@@ -17,7 +17,8 @@ from mgpt_edge.export.model import Decoder
 from mgpt_edge.export.tokenizer import read_vocabulary
 from mgpt_edge.finetune import assignments, rewarded
 from mgpt_edge.finetune.assignments import Assignment, from_text, of_album
-from mgpt_edge.finetune.conversation import Turn, collate, encode_conversation
+from mgpt_edge.finetune.conversation import Turn, collate, encode_conversation, without_prompt
+from mgpt_edge.finetune.draw import Sampling
 from mgpt_edge.finetune.examples import Sketchbook
 from mgpt_edge.finetune.judge import Reading
 from mgpt_edge.finetune.painter import Painter
@@ -163,6 +164,16 @@ def test_logits_are_those_that_the_codes_were_drawn_from() -> None:
         at = [place for place, token in enumerate(sample.tokens) if low <= token < high]
         alone = model.logits(torch.tensor([sample.tokens]))[0]
         torch.testing.assert_close(logits[row], alone[[place - 1 for place in at], low:high], rtol=1e-4, atol=1e-5)
+
+
+def test_guided_logits_are_those_that_were_drawn_from(tmp_path: Path) -> None:
+    learner, layout = stage(tmp_path), ImageLayout(*SIZE, VOCABULARY)
+    turns = [Turn("a red cube"), Turn("cube")]
+    codes = learner.painter.draw(turns, *SIZE, Sampling(guidance=3.0, top_k=1), seed=0)
+    samples = [learner._sample(turn, layout.encode(each.numpy())) for turn, each in zip(turns, codes, strict=True)]
+    logits, drawn = learner._guided(collate(samples), collate([without_prompt(s) for s in samples]), 3.0)
+    assert torch.equal(drawn, codes.flatten(1))
+    assert torch.equal(logits.argmax(-1), drawn)
 
 
 def test_a_scene_as_it_was_asked_for_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
