@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from mgpt_edge.finetune.arithmetic import mixed
 from mgpt_edge.finetune.files import replace_atomically
 from mgpt_edge.finetune.vq import cosine
-from mgpt_edge.finetune.world.camera import project
+from mgpt_edge.finetune.world.camera import project, standing_at
 from mgpt_edge.finetune.world.scene import COLORS, FLOORS, SHAPES, SIZES, Scene, Solid, relation
 from mgpt_edge.finetune.world.solids import bounding_sphere
 
@@ -30,7 +31,11 @@ CELL = 8  # pixels of a cell's side
 SHORTER_SIDE = 128  # pixels; the world shows the same width along it at every size
 # Of roughened pictures: pixels a wave, then the largest standard deviations, in pixels, pixels and levels.
 BEND, BENT, BLURRED, GRAINY = 16, 1.5, 2.0, 6.0
-HEADS = {"solid": 1, "color": len(COLORS), "shape": len(SHAPES), "size": len(SIZES), "place": 2}
+HEADS = {"solid": 1, "color": len(COLORS), "shape": len(SHAPES), "size": len(SIZES)}
+FEW = 8.0
+"""How much a cell with a solid's middle weighs in the loss: one in 170 has one."""
+SEEN = -1.0
+"""Logit from which on a solid is there. Between it and 0 lie the soft ones that are drawn, and nothing that is rendered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class Reading:
     """What the judge sees in one picture; the solids' finish is not read.
 
     Attributes:
-        sure: the least probability that it gives the color and shape of a solid.
+        sure: the least probability that it gives a solid, its color and its shape.
     """
 
     solids: tuple[Solid, ...]
@@ -97,14 +102,14 @@ class Judge(nn.Module):
         readings: list[Reading] = []
         for start in range(0, len(pixels), batch):
             maps, floors = self(same_scale(torch.from_numpy(pixels[start : start + batch])))
-            likely = maps["color"].softmax(1).amax(1) * maps["shape"].softmax(1).amax(1)
-            # A solid's middle is a local maximum that is likelier than not.
             solid = maps["solid"]
-            peaks = (solid > 0) & (solid == F.max_pool2d(solid, 3, stride=1, padding=1))
+            peaks = (solid > SEEN) & (solid == F.max_pool2d(solid, 3, stride=1, padding=1))
+            likely = maps["color"].softmax(1).amax(1) * maps["shape"].softmax(1).amax(1) * solid[:, 0].sigmoid()
             for i, floor in enumerate(floors.argmax(1).tolist()):
                 cells = peaks[i, 0].nonzero().tolist()
                 sure = min((float(likely[i, row, column]) for row, column in cells), default=1.0)
-                solids = tuple(_solid(maps, i, row, column) for row, column in cells)
+                shown = {name: values[i] for name, values in maps.items()}
+                solids = tuple(_solid(shown, row, column) for row, column in cells)
                 readings.append(Reading(solids, FLOORS[floor], sure))
         return readings
 
@@ -124,10 +129,19 @@ def _conv(before: int, after: int, stride: int = 1, dilation: int = 1) -> nn.Seq
     return nn.Sequential(conv, nn.BatchNorm2d(after), nn.ReLU())
 
 
-def _solid(maps: dict[str, Tensor], picture: int, row: int, column: int) -> Solid:
-    best = {name: int(maps[name][picture, :, row, column].argmax()) for name in ("color", "shape", "size")}
-    x, y = maps["place"][picture, :, row, column].tolist()
-    return Solid(SHAPES[best["shape"]], COLORS[best["color"]], SIZES[best["size"]], "matte", x, y)
+def _solid(maps: dict[str, Tensor], row: int, column: int) -> Solid:
+    """What one picture's maps say of a cell, [n, h/8, w/8]."""
+    best = {name: int(maps[name][:, row, column].argmax()) for name in ("color", "shape", "size")}
+    solid = Solid(SHAPES[best["shape"]], COLORS[best["color"]], SIZES[best["size"]], "matte", 0, 0)
+    height, width = maps["solid"].shape[1:]
+    # The middle within its cell, by the probabilities of those around; `FEW` made all of them larger.
+    near = F.pad((maps["solid"][0] - math.log(FEW)).sigmoid(), (1, 1, 1, 1))[row : row + 3, column : column + 3]
+    ahead = torch.tensor([-0.5, 0.5, 1.5])
+    down, right = (float((near.sum(dim) * ahead).sum() / near.sum()) for dim in (1, 0))
+    middle, _ = bounding_sphere(solid)
+    pixel = CELL * (column + right), CELL * (row + down)
+    x, y = standing_at(*pixel, middle, CELL * width, CELL * height)
+    return replace(solid, x=x, y=y)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,20 +150,18 @@ class _Targets:
 
     where: Tensor  # int64 [n, 3]: picture, row, column
     looks: Tensor  # int64 [n, 3]: color, shape, size
-    places: Tensor  # float32 [n, 2]: metres
     floors: Tensor  # int64 [b]
 
 
 def _targets(scenes: list[Scene], width: int, height: int) -> _Targets:
-    where, looks, places = [], [], []
+    where, looks = [], []
     for picture, scene in enumerate(scenes):
         for solid in scene.solids:
             column, row, _ = project(solid.x, solid.y, bounding_sphere(solid)[0], width, height)
             where.append((picture, _cell(row, height), _cell(column, width)))
             looks.append((COLORS.index(solid.color), SHAPES.index(solid.shape), SIZES.index(solid.size)))
-            places.append((solid.x, solid.y))
     floors = torch.tensor([FLOORS.index(scene.floor) for scene in scenes])
-    return _Targets(torch.tensor(where), torch.tensor(looks), torch.tensor(places), floors)
+    return _Targets(torch.tensor(where), torch.tensor(looks), floors)
 
 
 def _cell(pixel: float, side: int) -> int:
@@ -161,12 +173,10 @@ def judge_loss(maps: dict[str, Tensor], floors: Tensor, targets: _Targets) -> Te
     picture, row, column = targets.where.unbind(1)
     truth = torch.zeros_like(maps["solid"])
     truth[picture, 0, row, column] = 1
-    # One cell in 170 has a solid's middle.
-    loss = 4 * F.binary_cross_entropy_with_logits(maps["solid"], truth, pos_weight=torch.tensor(8.0))
+    loss = 4 * F.binary_cross_entropy_with_logits(maps["solid"], truth, pos_weight=torch.tensor(FEW))
     for head, wanted in zip(("color", "shape", "size"), targets.looks.unbind(1), strict=True):
         loss = loss + F.cross_entropy(maps[head][picture, :, row, column], wanted)
-    place = maps["place"][picture, :, row, column]
-    return loss + F.smooth_l1_loss(place, targets.places) + 0.3 * F.cross_entropy(floors, targets.floors)
+    return loss + 0.3 * F.cross_entropy(floors, targets.floors)
 
 
 def trained_judge(path: Path, albums: Sequence[Sequence[Pictures]], steps: int, seed: int, processes: int) -> Judge:

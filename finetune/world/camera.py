@@ -45,6 +45,15 @@ def project(x: float, y: float, z: float, width: int, height: int) -> tuple[floa
     return width / 2 + right * focal, height / 2 - up * focal, depth
 
 
+def standing_at(column: float, row: float, z: float, width: int, height: int) -> tuple[float, float]:
+    """Where the point of height `z` (metres) stands that is seen at a pixel: `project` turned back."""
+    focal = focal_length(width, height)
+    right, up, forward = camera_axes()
+    ray = forward + (column - width / 2) / focal * right + (height / 2 - row) / focal * up
+    x, y, _ = EYE + (z - EYE[2]) / ray[2] * ray
+    return float(x), float(y)
+
+
 def apart(near: tuple[float, float, float], far: tuple[float, float, float]) -> float:
     """Distance at which two points are seen (`seen_at`), in shares of the depth."""
     return math.hypot(near[0] - far[0], near[1] - far[1])

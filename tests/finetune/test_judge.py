@@ -16,7 +16,7 @@ from mgpt_edge.finetune import judge as judging
 from mgpt_edge.finetune.fidelity import Difference, Share
 from mgpt_edge.finetune.judge import Judge, Reading, roughened, train_judge
 from mgpt_edge.finetune.pictures import Pictures
-from mgpt_edge.finetune.world import Scene, Solid, render
+from mgpt_edge.finetune.world import Scene, Solid, render, sample_scene
 from mgpt_edge.runtime.bundle import default_bundle
 
 if TYPE_CHECKING:
@@ -47,6 +47,21 @@ def test_it_is_less_sure_of_a_solid_between_two_shapes() -> None:
     assert 0.95 < clear.sure <= 1
     assert vague.sure < clear.sure - 0.01
     assert judge.read(np.full((1, 128, 128, 3), 127, np.uint8))[0].sure == 1  # of nothing it sees none is doubtful
+
+
+@pytest.mark.parametrize("size", [(128, 128), (192, 192), (256, 128), (128, 256)])
+def test_it_tells_where_solids_stand_at_every_shape_of_picture(size: tuple[int, int]) -> None:
+    judge = Judge.load(default_bundle().parent / "judge.safetensors")
+    scenes = [sample_scene(seed, "validation", 2) for seed in range(20)]
+    readings = judge.read(np.stack([render(scene, *size).picture for scene in scenes]))
+    found = {(i, s.color, s.shape): (s.x, s.y) for i, reading in enumerate(readings) for s in reading.solids}
+    stand = {(i, s.color, s.shape): (s.x, s.y) for i, scene in enumerate(scenes) for s in scene.solids}
+    both = sorted(found.keys() & stand.keys())
+    assert len(both) > 0.95 * len(stand)
+    across, along = np.abs([np.subtract(found[key], stand[key]) for key in both]).T
+    # Half a cell is 0.09 m across and, seen from above at 24 degrees, more than twice that along.
+    assert np.mean(across) < 0.05
+    assert np.mean(along) < 0.12
 
 
 def test_interval_holds_the_share() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mgpt_edge.finetune.world import COLORS, FLOORS, HELD_OUT, SHAPES, Scene, Solid, captions, render, sample_scene
-from mgpt_edge.finetune.world.camera import EYE, camera_axes, project
+from mgpt_edge.finetune.world.camera import EYE, camera_axes, project, standing_at
 from mgpt_edge.finetune.world.render import FIRST_SOLID_CLASS
 from mgpt_edge.finetune.world.scene import relation
 from mgpt_edge.finetune.world.solids import FAR, bounding_sphere, cube_side, intersect
@@ -84,6 +86,14 @@ def test_rays_from_afar_hit_the_surface(shape: str) -> None:
     assert (np.linalg.norm(point - np.array([[0], [0], [height]]), axis=0) < radius + 1e-3).all()
     assert ((normal * towards).sum(0) < 1e-3).all()
     np.testing.assert_allclose(np.linalg.norm(normal, axis=0), 1, atol=1e-3)
+
+
+@given(
+    st.floats(-1.2, 1.2), st.floats(-1.2, 1.2), st.floats(0, 1), st.sampled_from([(128, 128), (256, 128), (128, 192)])
+)
+def test_where_a_pixel_stands_is_where_it_was_seen(x: float, y: float, z: float, size: tuple[int, int]) -> None:
+    column, row, _ = project(x, y, z, *size)
+    assert standing_at(column, row, z, *size) == pytest.approx((x, y), abs=1e-4)
 
 
 def test_cube_top_is_flat() -> None:
