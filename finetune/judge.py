@@ -35,7 +35,7 @@ HEADS = {"solid": 1, "color": len(COLORS), "shape": len(SHAPES), "size": len(SIZ
 FEW = 8.0
 """How much a cell with a solid's middle weighs in the loss: one in 170 has one."""
 SEEN = -1.0
-"""Logit from which on a solid is there. Between it and 0 lie the soft ones that are drawn, and nothing that is rendered."""
+"""Logit from which on a solid is there; between it and 0 lie soft ones that are drawn, and next to nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
