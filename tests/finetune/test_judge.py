@@ -59,7 +59,7 @@ def test_it_tells_where_solids_stand_at_every_shape_of_picture(size: tuple[int, 
     both = sorted(found.keys() & stand.keys())
     assert len(both) > 0.95 * len(stand)
     across, along = np.abs([np.subtract(found[key], stand[key]) for key in both]).T
-    # Half a cell is 0.09 m across and, seen from above at 24 degrees, more than twice that along.
+    # Half a cell is 0.09 m across and, seen from above at 22 degrees, more than twice that along.
     assert np.mean(across) < 0.05
     assert np.mean(along) < 0.12
 
