@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mgpt_edge.finetune.plan import KeptPlan, RewardPlan, Size, StagePlan, VQPictures
 
 
-SAMPLING = Sampling(guidance=2.0, top_k=100, temperature=0.4)
+SAMPLING = Sampling(guidance=2.5, top_k=100, temperature=0.4)
 COMPILED = 500
 """Steps of a stage from which on compiling the transformer pays: a minute for a quarter of each step."""
 

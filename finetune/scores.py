@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CONDITIONS = ("edges", "depth", "segmentation")
 """Kinds of pictures that pictures are drawn after."""
-GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+GUIDANCES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
 UNSEEN = 300
 Line = tuple[str, str]
 """What was measured, and the figure."""

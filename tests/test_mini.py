@@ -26,7 +26,7 @@ def test_the_bundle_is_of_this_checkpoint(model):
 
 
 def test_it_computes_its_golden_logits_here(model):
-    assert recompute(model.bundle, model.engine) < 0.05  # 0.047 where it was exported
+    assert recompute(model.bundle, model.engine) < 0.035  # 0.030 where it was exported
 
 
 def test_it_is_small_enough_to_ship():

@@ -110,7 +110,7 @@ def chat(
                 return
             if command == "/image":
                 images = [*images, *_attach(argument.strip())] if argument else []
-                print(f"[{len(images)} pictures wait for your next message]", file=sys.stderr)
+                print(f"[pictures that go with your next message: {len(images)}]", file=sys.stderr)
             elif command == "/seed" and argument.strip().isdecimal():
                 seed = int(argument)
             elif command == "/draw" and argument:

@@ -137,7 +137,7 @@ def test_chat(mgpt, bundle, photo, monkeypatch):
     assert "1 marks <|image|> for 0 pictures" in err
     left = [int(count) for count in re.findall(r"\[(\d+) tokens left\]", err)]
     assert len(left) == 4
-    waiting = [int(count) for count in re.findall(r"\[(\d+) pictures wait", err)]
+    waiting = [int(count) for count in re.findall(r"\[pictures that go with your next message: (\d+)\]", err)]
     assert waiting == [0, 1, 1, 0]
     assert left == sorted(left, reverse=True)
     conversation = mgpt_edge.load(bundle).chat(seed=0)
