@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TEST_VENV := .venv-test
 TEST_BIN := $(TEST_VENV)/bin
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*.cmake csrc/*/*)
 AARCH64 := $(CURDIR)/build/aarch64
 PIP_FLAGS := -q --disable-pip-version-check
 
@@ -34,15 +34,9 @@ $(TEST_VENV)/.installed: $(SOURCES) constraints.txt
 lint: $(TEST_VENV)/.installed typecheck
 	$(TEST_BIN)/ruff check .
 	$(TEST_BIN)/ruff format --check .
-	$(TEST_BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/cpu/*.h csrc/cpu/*.cpp \
-		csrc/cuda/*.h csrc/cuda/*.cuh csrc/cuda/*.cu tests/native/*.cpp
+	$(TEST_BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*.cuh csrc/*/*.cu tests/csrc/*/*.cpp)
 
-# mypy follows no mapping of folders: it reads links in the shape of the package.
 typecheck: $(TEST_VENV)/.installed
-	mkdir -p build/typing/mgpt_edge
-	ln -sfn $(CURDIR)/runtime build/typing/mgpt_edge/runtime
-	ln -sfn $(CURDIR)/mgpt_edge/cli build/typing/mgpt_edge/cli
-	ln -sf $(CURDIR)/mgpt_edge/__init__.py $(CURDIR)/mgpt_edge/py.typed build/typing/mgpt_edge/
 	$(TEST_BIN)/python -m mypy -p mgpt_edge.runtime
 
 # The kernels for every architecture, not linked; needs nvcc and no GPU. What each takes of a GPU is printed: a spill fails.
@@ -82,7 +76,7 @@ test-aarch64: wheel-aarch64
 
 # Trains the small model again from nothing: hours on two cores, resumable; on a GPU where there is one, never run there.
 mini: $(TEST_VENV)/.installed
-	$(TEST_BIN)/python -m mgpt_edge.finetune mini
+	$(TEST_BIN)/python -m mgpt_edge.finetune.mini all
 	rm -rf models/mini/bundle
 	$(TEST_BIN)/mgpt export models/mini -o models/mini/bundle --precision int8
 

@@ -17,15 +17,14 @@ import onnxruntime
 import torch
 import typer
 
-from mgpt_edge.bench.random_checkpoint import SHAPES
-from mgpt_edge.bench.roofline import PRECISIONS, Decode
-from mgpt_edge.bench.spread import summary
+from mgpt_edge.bench.measuring.spread import summary
+from mgpt_edge.bench.models.random_checkpoint import SHAPES
+from mgpt_edge.bench.models.roofline import PRECISIONS, Decode
 from mgpt_edge.finetune.arithmetic import has_bfloat16
-from mgpt_edge.runtime import memory
+from mgpt_edge.runtime import machine
 from mgpt_edge.runtime._native import read_bandwidth
-from mgpt_edge.runtime.calibration import machine
+from mgpt_edge.runtime.engines.gpu.device import Gpu
 from mgpt_edge.runtime.errors import IncompatibleEngine, OutOfMemory
-from mgpt_edge.runtime.gpu import Gpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,10 +42,10 @@ def ceiling(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Measure the machine, and print what follows."""
-    cores = threads or memory.physical_cores()
+    cores = threads or machine.physical_cores()
     counts = sorted({1, *(2**k for k in range(1, 8) if 2**k < cores), cores})
     facts: dict[str, Any] = {
-        "machine": machine(),
+        "machine": machine.processor(),
         **_rates("read_gb_s", {count: partial(read_bandwidth, BUFFER, count, 0.2) for count in counts}),
         **_rates("copy_gb_s", _copies(counts)),
         **_rates("tera_operations_s", _products(cores)),

@@ -17,8 +17,8 @@ import typer
 from PIL import Image
 
 import mgpt_edge
-from mgpt_edge.bench.spread import summary
-from mgpt_edge.runtime.engines.base import Fed
+from mgpt_edge.bench.measuring.spread import summary
+from mgpt_edge.runtime.engines.base import Segment
 
 if TYPE_CHECKING:
     from mgpt_edge.runtime.chat import Chat
@@ -75,9 +75,9 @@ def _growth(model: Model, rounds: int) -> dict[str, list[float]]:
     for _ in range(rounds):
         for (new, shown), times in seconds.items():
             rows = model.engine.open((max(PICTURES) * len(tokens) + max(NEW) + 1, 0))
-            rows.forward([Fed(0, [vocabulary.bos, *tokens * shown])], "text")
+            rows.forward([Segment(0, [vocabulary.bos, *tokens * shown])], "text")
             started = time.perf_counter()
-            rows.forward([Fed(0, [vocabulary.bos] * new)], "text")
+            rows.forward([Segment(0, [vocabulary.bos] * new)], "text")
             times.append(time.perf_counter() - started)
     small, middle, large = NEW
     none, many = PICTURES
@@ -115,11 +115,11 @@ def _capacity(model: Model, rounds: int) -> list[float]:
     seconds: list[list[float]] = []
     for capacity in (1000, 10_000):
         rows = model.engine.open((capacity, 0))
-        rows.forward([Fed(0, prompt)], "text")
+        rows.forward([Segment(0, prompt)], "text")
         seconds.append([])
         for _ in range(10 * rounds):
             started = time.perf_counter()
-            rows.forward([Fed(0, [1])], "text")
+            rows.forward([Segment(0, [1])], "text")
             seconds[-1].append(time.perf_counter() - started)
             rows.rollback(0, len(prompt))
     return [large / small for small, large in zip(*seconds, strict=True)]

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mgpt_edge.bench.results import read
+from mgpt_edge.bench.page.results import read
 from mgpt_edge.runtime.errors import InvalidRequest, MgptError
 
 if TYPE_CHECKING:
-    from mgpt_edge.bench.figures import Figure
-    from mgpt_edge.bench.results import Results
+    from mgpt_edge.bench.page.figures import Figure
+    from mgpt_edge.bench.page.results import Results
 
 
 NAMED = 5

@@ -21,18 +21,18 @@ import numpy as np
 import typer
 
 import mgpt_edge
-from mgpt_edge.bench.energy import Meter
-from mgpt_edge.bench.spread import nine_tenths, summary
-from mgpt_edge.runtime import memory
+from mgpt_edge.bench.measuring.energy import Meter
+from mgpt_edge.bench.measuring.spread import nine_tenths, summary
 from mgpt_edge.runtime._native import read_bandwidth
-from mgpt_edge.runtime.answer import Picture
-from mgpt_edge.runtime.bundle import Bundle
+from mgpt_edge.runtime.bundle.folder import Bundle
+from mgpt_edge.runtime.decoding.steps import FinishedRow
 from mgpt_edge.runtime.errors import InvalidRequest
-from mgpt_edge.runtime.loop import FinishedRow
+from mgpt_edge.runtime.intake import memory
+from mgpt_edge.runtime.results.events import Picture
 
 if TYPE_CHECKING:
+    from mgpt_edge.runtime.intake.request import Request
     from mgpt_edge.runtime.model import Model
-    from mgpt_edge.runtime.request import Request
 
 PROMPT = "a red sphere on a gray floor"
 TOGETHER = 4
@@ -155,7 +155,7 @@ def latency(
 
 def _random_bundle(folder: Path, shape: str, precision: str) -> Path:
     """A bundle of random weights; PyTorch is needed to write it."""
-    from mgpt_edge.bench.random_checkpoint import shape_named, write_checkpoint
+    from mgpt_edge.bench.models.random_checkpoint import shape_named, write_checkpoint
     from mgpt_edge.export.bundle import export_bundle
     from mgpt_edge.export.checkpoint import Checkpoint
 

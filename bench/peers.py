@@ -21,11 +21,11 @@ from typing import Annotated
 
 import typer
 
-from mgpt_edge.bench.decode import Case, Side, measure, ours
-from mgpt_edge.bench.random_checkpoint import shape_named, write_checkpoint
-from mgpt_edge.bench.roofline import Decode, Precision
+from mgpt_edge.bench.measuring.sides import Case, Side, measure, ours
+from mgpt_edge.bench.models.random_checkpoint import shape_named, write_checkpoint
+from mgpt_edge.bench.models.roofline import Decode, Precision
 from mgpt_edge.export.checkpoint import Checkpoint
-from mgpt_edge.runtime import memory
+from mgpt_edge.runtime import machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def peers(
         folder = Path(temporary)
         write_checkpoint(folder / "checkpoint", shape_named(shape), vq=False)
         checkpoint = Checkpoint.open(folder / "checkpoint")
-        cores = threads or memory.physical_cores()
+        cores = threads or machine.physical_cores()
         case = Case(checkpoint=checkpoint, folder=folder, context=context, threads=cores)
         others = {name: _set_up(case, peer) for name, peer in PEERS.items()}
         missing = {name: why for name, why in others.items() if isinstance(why, str)}
@@ -107,11 +107,11 @@ def peers(
 def _set_up(case: Case, peer: Peer) -> Side | str:
     """The side once it has drawn a code; where it does not, why."""
     needed = Decode(case.checkpoint.config, case.checkpoint.vocabulary.codes, peer.precision).held_bytes(case.context)
-    free = memory.available_bytes()
+    free = machine.available_bytes()
     if needed > free:
         return f"it needs {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are free"
     try:
-        step = import_module(f"mgpt_edge.bench.{peer.module}").step(case, peer.setting)
+        step = import_module(f"mgpt_edge.bench.rivals.{peer.module}").step(case, peer.setting)
         step()
     except ImportError as error:
         return f"{error.name or error} is not installed: {INSTALL[peer.module]}"

@@ -16,23 +16,24 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from mgpt_edge.bench.eager import EagerEngine
+from mgpt_edge.bench.measuring.eager import EagerEngine
+from mgpt_edge.bench.measuring.spread import summary
 from mgpt_edge.bench.quality import BundleArtist
-from mgpt_edge.bench.spread import summary
-from mgpt_edge.cli.conversations import read_conversations
 from mgpt_edge.export.agreement import Agreement, agreement
 from mgpt_edge.export.bundle import export_bundle, rescaled
 from mgpt_edge.export.checkpoint import Checkpoint
-from mgpt_edge.export.engines import ENGINES, NEED_STATISTICS
+from mgpt_edge.export.engines import engines
 from mgpt_edge.export.gptq import round_checkpoint, rounded_checkpoint
+from mgpt_edge.export.quantise.precision import precisions as kinds
 from mgpt_edge.export.statistics import collect
-from mgpt_edge.finetune import scores
-from mgpt_edge.finetune.draw import Sampling
-from mgpt_edge.finetune.examples import write_examples
-from mgpt_edge.finetune.fidelity import Difference, Share
-from mgpt_edge.finetune.judge import Judge
-from mgpt_edge.runtime.bundle import default_bundle
-from mgpt_edge.runtime.engines import missing
+from mgpt_edge.finetune.encoder import read_conversations
+from mgpt_edge.finetune.mini import scores
+from mgpt_edge.finetune.mini.draw import Sampling
+from mgpt_edge.finetune.mini.examples import write_examples
+from mgpt_edge.finetune.mini.fidelity import Difference, Share
+from mgpt_edge.finetune.mini.judge import Judge
+from mgpt_edge.runtime.bundle.folder import default_bundle
+from mgpt_edge.runtime.engines import engine_kind, engine_kinds
 from mgpt_edge.runtime.errors import InvalidRequest
 from mgpt_edge.runtime.model import Model
 
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 
 RECORDS = 48  # conversations, of each task some
 TIMED = 15
-SAME_LINEARS = {"tensorrt": "rtx", "tensorrt10": "rtx"}
-"""Engines whose linears are another's: it stands for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +90,8 @@ def precisions(
     console, lines = Console(stderr=True, quiet=as_json), []
     with tempfile.TemporaryDirectory() as folder:
         table = Table(Checkpoint.open(checkpoint), Judge.load(weights), count, Path(folder))
-        for engine, names in ENGINES.items():
-            for precision in names if _runs(engine) or (everything and engine not in SAME_LINEARS) else ():
+        for engine, names in engines().items():
+            for precision in names if _runs(engine) or (everything and _stands_for_others(engine)) else ():
                 console.print(f"{engine} {precision}", end="\r")
                 lines.append(table.line(engine, precision))
                 if precision == "int4":
@@ -124,7 +123,7 @@ class Table:
         self.exact = self._drawn(Model(exact, engine=EagerEngine(checkpoint, "fp32", "cpu")))
 
     def line(self, engine: str, precision: str, gptq: bool = False) -> Line:
-        statistics = self.statistics if precision in NEED_STATISTICS else None
+        statistics = self.statistics if kinds()[precision].statistics else None
         out = self.folder / f"{engine}-{precision}{'-gptq' * gptq}"
         weights = self._rounded(engine) if gptq else self.checkpoint
         bundle = export_bundle(weights, out, precision=precision, engine=engine, statistics=statistics)
@@ -172,7 +171,15 @@ class Table:
 
 def _runs(engine: str) -> bool:
     """Whether its bundles run here as they are exported; plans are not compiled for this."""
-    return engine in {"native", "cpu", "cuda"} and missing(engine) is None
+    kind = engine_kind(engine)
+    return kind.compiler is None and kind.missing() is None
+
+
+def _stands_for_others(engine: str) -> bool:
+    """Whether it is the first of the engines whose linears, which are the same, PyTorch computes."""
+    kind = engine_kind(engine)
+    same = (k for k in engine_kinds().values() if (k.compiler is None) == (kind.compiler is None) and k.on_gpu)
+    return not kind.on_gpu or next(same) is kind
 
 
 def _code_ms(model: Model, seed: int) -> float:

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mgpt_edge.bench import results
-from mgpt_edge.bench.markdown import markdown, number
-from mgpt_edge.runtime.bundle import write_atomically
+from mgpt_edge.bench.page import results
+from mgpt_edge.bench.page.markdown import markdown, number
+from mgpt_edge.runtime.bundle.folder import write_atomically
 from mgpt_edge.runtime.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mgpt_edge.bench.results import Results
+    from mgpt_edge.bench.page.results import Results
 
 STORED, PAGE, README = Path("docs/benchmarks.json"), Path("docs/benchmarks.md"), Path("README.md")
 SECTION = re.compile(r"(<!-- (?P<part>peers|latency) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -15,21 +15,22 @@ import platformdirs
 import typer
 
 import mgpt_edge
-from mgpt_edge.finetune import scores
-from mgpt_edge.finetune.album import Album
 from mgpt_edge.finetune.conversation import Turn
-from mgpt_edge.finetune.draw import Sampling
-from mgpt_edge.finetune.judge import Judge
-from mgpt_edge.finetune.pictures import SHARD, Pictures, render_together
-from mgpt_edge.finetune.vq import each_psnr
-from mgpt_edge.runtime.bundle import default_bundle
-from mgpt_edge.runtime.decode import decode
+from mgpt_edge.finetune.mini import scores
+from mgpt_edge.finetune.mini.album import Album
+from mgpt_edge.finetune.mini.draw import Sampling
+from mgpt_edge.finetune.mini.judge import Judge
+from mgpt_edge.finetune.mini.pictures import SHARD, Pictures, render_together
+from mgpt_edge.finetune.mini.vq import each_psnr
+from mgpt_edge.runtime.bundle.folder import default_bundle
+from mgpt_edge.runtime.decoding.schedule import decode
+from mgpt_edge.runtime.decoding.steps import End
 from mgpt_edge.runtime.errors import IncompleteAnswer, InvalidRequest
-from mgpt_edge.runtime.grammar import Form
-from mgpt_edge.runtime.job import Job
-from mgpt_edge.runtime.loop import End
-from mgpt_edge.runtime.prompt import TEMPLATES, encode_turn
-from mgpt_edge.runtime.request import Request
+from mgpt_edge.runtime.family.grammar import Form
+from mgpt_edge.runtime.family.prompt import encode_turn
+from mgpt_edge.runtime.family.tasks import template
+from mgpt_edge.runtime.intake.job import Job
+from mgpt_edge.runtime.intake.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +52,7 @@ class BundleArtist:
     approximate: int = 1
 
     def paint(self, prompts: list[str], width: int, height: int, sampling: Sampling, seed: int) -> NDArray[np.uint8]:
-        text = TEMPLATES["text-to-image"]
+        text = template("text-to-image")
         asked = [Turn(text.format(width=width, height=height, prompt=prompt)) for prompt in prompts]
         return self.respond(asked, width, height, sampling, seed)
 

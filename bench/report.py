@@ -21,12 +21,11 @@ from typing import Annotated, Any
 import typer
 
 import mgpt_edge
-from mgpt_edge.bench import page, results
-from mgpt_edge.bench.markdown import markdown
-from mgpt_edge.bench.results import Results
-from mgpt_edge.cli.drawing import Interrupted
-from mgpt_edge.runtime.bundle import Bundle, default_bundle, write_atomically
-from mgpt_edge.runtime.errors import InvalidRequest, MgptError
+from mgpt_edge.bench.page import page, results
+from mgpt_edge.bench.page.markdown import markdown
+from mgpt_edge.bench.page.results import Results
+from mgpt_edge.runtime.bundle.folder import Bundle, default_bundle, write_atomically
+from mgpt_edge.runtime.errors import Interrupted, InvalidRequest, MgptError
 
 DRIFTING = ("ceiling", "latency", "speculation", "sampler", "chat")
 """Measured three times, minutes apart: a machine's speed drifts, which repeats in a row don't show."""
@@ -172,7 +171,7 @@ def _pictures(model: Path | None) -> list[dict[str, Any]]:
 
 def _estimates() -> dict[str, Any]:
     """By device, from bytes and bandwidth; it needs PyTorch, which nothing else here does."""
-    from mgpt_edge.bench.roofline import DEVICES
+    from mgpt_edge.bench.models.roofline import DEVICES
     from mgpt_edge.bench.simulate import estimates
 
     shape, size, prompt = SIMULATED

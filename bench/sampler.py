@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from mgpt_edge.bench.spread import summary
-from mgpt_edge.runtime import _native, sampling, sampling_reference
+from mgpt_edge.bench.measuring.spread import summary
+from mgpt_edge.runtime import _native
+from mgpt_edge.runtime.sampling import sampler as sampling
+from mgpt_edge.runtime.sampling import specification
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +56,7 @@ def measure(size: int, top_k: int, repeats: int) -> dict[str, Any]:
     case = {"first_id": FIRST_CODE, "low": FIRST_CODE, "high": high, "guidance": guidance, "top_k": top_k}
     case |= {"temperature": 1.0, "seed": 7}
     native = microseconds(lambda position: draw(cond, uncond, FIRST_CODE, FIRST_CODE, high, position), repeats)
-    numpy = microseconds(lambda p: sampling_reference.sample(cond, uncond, **case, position=p), repeats // 10)
+    numpy = microseconds(lambda p: specification.sample(cond, uncond, **case, position=p), repeats // 10)
     call = torch_call(cond, uncond, top_k, guidance)
     torch = {"torch_us": None} if call is None else summary("torch_us", microseconds(call, repeats // 10))
     return {"ids": size, "top_k": top_k, **summary("native_us", native), **summary("numpy_us", numpy), **torch}

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import mgpt_edge
-from mgpt_edge.bench.jacobi import Jacobi
-from mgpt_edge.bench.spread import nine_tenths, summary
-from mgpt_edge.runtime.decode import decode
-from mgpt_edge.runtime.loop import End
+from mgpt_edge.bench.measuring.spread import nine_tenths, summary
+from mgpt_edge.bench.rivals.jacobi import Jacobi
+from mgpt_edge.runtime.decoding.schedule import decode
+from mgpt_edge.runtime.decoding.steps import End
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mgpt_edge.runtime.job import Job
+    from mgpt_edge.runtime.intake.job import Job
     from mgpt_edge.runtime.model import Model
 
 PROMPTS = (

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mgpt_edge.export.golden import hidden_states
-from mgpt_edge.runtime.engines.base import Fed
+from mgpt_edge.runtime.engines.base import Segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from mgpt_edge.export.checkpoint import Checkpoint
     from mgpt_edge.runtime.engines.base import Engine, Head
-    from mgpt_edge.runtime.vocabulary import Vocabulary
+    from mgpt_edge.runtime.family.vocabulary import Vocabulary
 
     Conversation = tuple[Sequence[int], Sequence[bool]]
     Progress = Callable[[int, int], None]
@@ -80,7 +80,7 @@ def _passes(
         end = position + len(list(run))
         for start in range(position, end, WIDTH):
             stop = min(start + WIDTH, end)
-            fed = Fed(0, tokens[start:stop], stop - start if kind else 1)
+            fed = Segment(0, tokens[start:stop], stop - start if kind else 1)
             logits = rows.forward([fed], kind or "text")[0]
             if kind:
                 yield kind, start, stop, torch.from_numpy(logits.copy())

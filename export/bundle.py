@@ -6,27 +6,23 @@ import contextlib
 import json
 import shutil
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgpt_edge.export import trace
 from mgpt_edge.export.checkpoint import to_array
-from mgpt_edge.export.engines import ENGINES, NEED_STATISTICS, best_engine
-from mgpt_edge.export.equalise import equalise, smooth
+from mgpt_edge.export.engines import best_engine, engines
+from mgpt_edge.export.equalise import equalise
 from mgpt_edge.export.forecast import describe, row_capacity
 from mgpt_edge.export.golden import golden_logits
-from mgpt_edge.export.graphfile import graph_bytes, write_graph
 from mgpt_edge.export.invariance import width_invariant
-from mgpt_edge.export.lower import cpu, cuda, native, tensorrt, tensorrt10
+from mgpt_edge.export.lower.graphs import graph_part
 from mgpt_edge.export.lower.half import half_if_it_can
-from mgpt_edge.export.lower.vq import lower_vq
-from mgpt_edge.export.mixed import mix
-from mgpt_edge.export.quantise import CALIBRATED, image_head_precision
-from mgpt_edge.export.targets import TARGETS
+from mgpt_edge.export.lower.lowering import Source, lowering_of
+from mgpt_edge.export.quantise.precision import precisions
 from mgpt_edge.export.tokenizer import text_tokenizer
-from mgpt_edge.runtime import manifest as m
-from mgpt_edge.runtime.bundle import MANIFEST, Bundle, sha256, write_atomically
+from mgpt_edge.runtime.bundle import manifest as m
+from mgpt_edge.runtime.bundle.folder import MANIFEST, Bundle, sha256, write_atomically
 from mgpt_edge.runtime.errors import BundleError, InvalidRequest
 from mgpt_edge.runtime.golden import FILE as GOLDEN
 
@@ -34,16 +30,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import numpy as np
-    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from mgpt_edge.export.checkpoint import Checkpoint
+    from mgpt_edge.export.lower.lowering import Lowering, Part
     from mgpt_edge.export.statistics import Statistics
 
     Progress = Callable[[str, int, int], None]
     """(what is being done, bytes written, bytes in all)"""
-
-LOWERINGS = {"cpu": cpu, "cuda": cuda, "rtx": tensorrt, "tensorrt": tensorrt, "tensorrt10": tensorrt10}
 
 
 def export_bundle(
@@ -64,8 +58,8 @@ def export_bundle(
     Args:
         checkpoint: opened.
         out: folder to make; it must not exist.
-        precision: one of `ENGINES[engine]`.
-        engine: one of `ENGINES`; unless given, the first that has the precision.
+        precision: one of `engines()[engine]`.
+        engine: one of `engines()`; unless given, the first that has the precision.
         target_size: side in pixels it was trained for, where the checkpoint does not say.
         statistics: of what the linears are given. `fp8` and `nvfp4` take their scales from them; for other precisions
             the weights are rescaled by them before they are rounded, `w8a8` does both, and `mixed` learns from them
@@ -83,19 +77,19 @@ def export_bundle(
     if statistics is not None:
         progress("rescaling", 0, 1)
         checkpoint, statistics = rescaled(checkpoint, statistics, precision, engine)
+    lowering, largest = lowering_of(engine), None if statistics is None else statistics.largest_of
+    source = Source(
+        checkpoint=checkpoint,
+        config=checkpoint.config,
+        precision=precision,
+        capacity=row_capacity(checkpoint, target_size),
+        largest=largest,
+    )
     with _temporary(out) as folder:
-        graphs = _vq_graphs(checkpoint, narrow=precision in m.HALF_VQ, tensorrt=engine in TARGETS)
-        if engine == "tensorrt10":
-            graphs = {name: tensorrt10.split_group_norms(graph) for name, graph in graphs.items()}
-        if engine != "native":
-            graphs = _decoder_graphs(checkpoint, precision, engine, target_size, statistics) | graphs
-        parts = {name: write_graph(graph, folder, name) for name, graph in graphs.items()}
-        total, done = sum(map(graph_bytes, graphs.values())), 0
-        if engine == "native":
-            parts["decoder"] = native.write_decoder(checkpoint, checkpoint.config, precision, folder)
-            total += native.decoder_bytes(checkpoint, precision)
+        parts = lowering.parts(source) | _vq_parts(checkpoint, lowering, half=precision in m.HALF_VQ)
+        total, done = sum(part.bytes for part in parts.values()), 0
         for name, part in parts.items():
-            for count in part:
+            for count in part.write(folder):
                 done += count
                 progress(name, done, total)
         (folder / "tokenizer.json").write_text(text_tokenizer(checkpoint.tokenizer_json), encoding="utf-8")
@@ -117,13 +111,14 @@ def export_bundle(
 def _check_request(
     checkpoint: Checkpoint, precision: str, engine: str, target_size: int | None, statistics: Statistics | None
 ) -> None:
-    if engine not in ENGINES:
-        msg = f"unknown engine {engine!r}; this version exports for: {', '.join(ENGINES)}"
+    known = engines()
+    if engine not in known:
+        msg = f"unknown engine {engine!r}; this version exports for: {', '.join(known)}"
         raise InvalidRequest(msg)
-    if precision not in ENGINES[engine]:
-        msg = f"unknown precision {precision!r}; engine {engine} has: {', '.join(ENGINES[engine])}"
+    if precision not in known[engine]:
+        msg = f"unknown precision {precision!r}; engine {engine} has: {', '.join(known[engine])}"
         raise InvalidRequest(msg)
-    if precision in NEED_STATISTICS and statistics is None:
+    if precisions()[precision].statistics and statistics is None:
         msg = (
             f"{precision} depends on what the layers are given, so it needs statistics: mgpt calibrate "
             f"{checkpoint.source} --data RECORDS -o FILE, then --statistics FILE; int8 needs none"
@@ -138,13 +133,10 @@ def rescaled(
     checkpoint: Checkpoint, statistics: Statistics, precision: str, engine: str
 ) -> tuple[Checkpoint, Statistics | None]:
     """The weights that are rounded, and what scales of activations are taken from."""
-    if precision == "w8a8":
-        return smooth(checkpoint, statistics)
-    if precision in CALIBRATED:
-        return checkpoint, statistics
-    if precision == "mixed":
-        return mix(equalise(checkpoint, statistics, "int4", engine), statistics), None
-    return equalise(checkpoint, statistics, precision, engine), None
+    rescale = precisions()[precision].rescale
+    if rescale is None:
+        return equalise(checkpoint, statistics, precision, engine), None
+    return rescale(checkpoint, statistics, engine)
 
 
 @contextlib.contextmanager
@@ -170,42 +162,19 @@ def _temporary(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _decoder_graphs(
-    checkpoint: Checkpoint, precision: str, engine: str, target_size: int, statistics: Statistics | None
-) -> dict[str, ir.Model]:
-    config, vocabulary = checkpoint.config, checkpoint.vocabulary
-    traced = trace.trace_decoder(config, checkpoint.norm_groups)
-    lower = LOWERINGS[engine]
-    if engine in TARGETS:
-        largest = statistics and statistics.largest_of
-        decoder = lower.lower_decoder(
-            traced, checkpoint.array, precision, row_capacity(checkpoint, target_size), largest
-        )
-        lower_head = partial(lower.lower_head, largest=statistics and (lambda _: largest("lm_head.weight")))
-    else:
-        lower_head, decoder = lower.lower_head, lower.lower_decoder(traced, checkpoint.array, precision)
-
-    def head(start: int, stop: int, precision: str) -> ir.Model:
-        graph = trace.trace_head(config.hidden_size, stop - start)
-        return lower_head(graph, lambda _: checkpoint.array("lm_head.weight")[start:stop], precision)
-
-    image = head(*vocabulary.code_range, image_head_precision(precision, engine))
-    return {"decoder": decoder, "head_image": image, "head_text": head(0, vocabulary.size, precision)}
-
-
-def _vq_graphs(checkpoint: Checkpoint, *, narrow: bool, tensorrt: bool) -> dict[str, ir.Model]:
-    graphs: dict[str, ir.Model] = {}
+def _vq_parts(checkpoint: Checkpoint, lowering: Lowering, *, half: bool) -> dict[str, Part]:
     vq = checkpoint.vq
-    if vq is not None:
+    if vq is None:
+        return {}
 
-        def read_vq(name: str) -> NDArray[np.generic]:
-            array = to_array(vq.load(name.removeprefix("module.")))
-            return half_if_it_can(array) if narrow else array
+    def read(name: str) -> NDArray[np.generic]:
+        array = to_array(vq.load(name.removeprefix("module.")))
+        return half_if_it_can(array) if half else array
 
-        graphs["vq_encoder"] = lower_vq(trace.trace_vq_encoder(vq.config), read_vq, tensorrt=tensorrt)
-        if vq.has_decoder:
-            graphs["vq_decoder"] = lower_vq(trace.trace_vq_decoder(vq.config), read_vq, tensorrt=tensorrt)
-    return graphs
+    graphs = {"vq_encoder": lowering.vq(trace.trace_vq_encoder(vq.config), read)}
+    if vq.has_decoder:
+        graphs["vq_decoder"] = lowering.vq(trace.trace_vq_decoder(vq.config), read)
+    return {name: graph_part(graph, name) for name, graph in graphs.items()}
 
 
 def _files(folder: Path) -> dict[str, m.FileEntry]:

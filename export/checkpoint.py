@@ -19,7 +19,8 @@ from mgpt_edge.export.shards import Shards, read_json
 from mgpt_edge.export.tokenizer import BOS, first_token, read_vocabulary
 from mgpt_edge.export.vqfiles import HELP, INSIDE, VQFiles
 from mgpt_edge.runtime.errors import CheckpointError, CompatibilityWarning
-from mgpt_edge.runtime.prompt import CONVERSATIONS, SEPARATOR
+from mgpt_edge.runtime.family.prompt import SEPARATOR
+from mgpt_edge.runtime.family.tasks import conversations
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mgpt_edge.export.vqgan import VQConfig
-    from mgpt_edge.runtime.vocabulary import Vocabulary
+    from mgpt_edge.runtime.family.vocabulary import Vocabulary
 
 TOKENIZERS = ("tokenizer.json", "text_tokenizer.json")
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -283,10 +284,10 @@ def _fit(vocabulary: Vocabulary, size: int) -> Vocabulary:
 
 
 def _check_conversations(vocabulary: Vocabulary, defaults: Defaults) -> None:
-    if vocabulary.separator is None and not CONVERSATIONS.isdisjoint(defaults.tasks):
+    if vocabulary.separator is None and set(conversations()) & set(defaults.tasks):
         msg = (
             f"mgpt.json: the tokenizer has no token {SEPARATOR}, so nothing would end an answer in words; "
-            f"leave {' and '.join(sorted(CONVERSATIONS))} out of its tasks"
+            f"leave {' and '.join(sorted(conversations()))} out of its tasks"
         )
         raise CheckpointError(msg)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from mgpt_edge.runtime.engines.plans import RESIDUAL
+from mgpt_edge.runtime.engines.gpu.plans import RESIDUAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

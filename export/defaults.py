@@ -10,21 +10,10 @@ from typing import Any
 
 from mgpt_edge.export.shards import read_json
 from mgpt_edge.runtime.errors import CheckpointError
-from mgpt_edge.runtime.prompt import FROM_WORDS, TEMPLATES, UPPER_HALF
+from mgpt_edge.runtime.family.tasks import tasks
 
 SOURCE = "mgpt.json"
 SAMPLING = ("guidance", "top_k", "text_top_k", "temperature")
-
-# What the family's own demos change for a task; the rest is the checkpoint's. "No edit." wants guidance above 3 and
-# top-k from 2000 (its maintainers, issue 25), which the family's defaults are.
-_READ_OFF = {"guidance": 1.0, "top_k": 200}
-FAMILY: dict[str, dict[str, float]] = {
-    **dict.fromkeys(TEMPLATES, _READ_OFF),
-    **{task: {} for task in (*FROM_WORDS, *UPPER_HALF)},
-    "reconstruct": {},
-    "describe": {},
-    "chat": {"guidance": 1.0, "text_top_k": 5},
-}
 
 # Target size in pixels of the public checkpoints, by the last part of the repository's name.
 TARGET_SIZES = {
@@ -42,11 +31,7 @@ TARGET_SIZES = {
 
 # FP-SFT checkpoints were trained on captions and questions too, in either direction.
 FLEXIBLE_TASKS = ("text-to-image", "describe", "chat")
-TASKS = {
-    "Lumina-mGPT-7B-768-Omni": tuple(task for task in TEMPLATES if not task.startswith(("pair-", "panel-"))),
-    "Lumina-mGPT-2.0": FROM_WORDS,
-    "Lumina-mGPT-2.0-Omni": (*FROM_WORDS, *UPPER_HALF),
-}
+
 # What the family's own scripts set otherwise than `Defaults`.
 OTHER: dict[str, dict[str, Any]] = {"Lumina-mGPT-2.0": {"top_k": 4096}, "Lumina-mGPT-2.0-Omni": {"top_k": 4096}}
 
@@ -70,7 +55,7 @@ class Defaults:
         temperature: of both modes.
         text_top_k: candidates at a text token.
         sizes: (width, height) pairs it was trained for; empty means the crop list of `target_size`.
-        tasks: what it was trained for, each with the settings that differ from the family's (`FAMILY`).
+        tasks: what it was trained for, each with the settings that differ from the task's own.
 
     Raises:
         CheckpointError: a value is of the wrong type or out of range.
@@ -98,15 +83,15 @@ class Defaults:
         self._check("sizes", "pairs [width, height] of multiples of 32 pixels", pairs)
         self._check("tasks", "an object from tasks to their settings", _are_settings(self.tasks))
         for task, settings in self.tasks.items():
-            if task not in FAMILY:
-                msg = f"{SOURCE}: unknown task {task!r}; known: {', '.join(FAMILY)}"
+            if task not in tasks():
+                msg = f"{SOURCE}: unknown task {task!r}; known: {', '.join(tasks())}"
                 raise CheckpointError(msg)
             replace(self, tasks={}, **settings)  # checks them
 
     def sampling(self, task: str) -> dict[str, float]:
         """Guidance, top-k, text top-k and temperature of a task: the checkpoint's own, else the family's."""
         base = {key: getattr(self, key) for key in SAMPLING}
-        return base | FAMILY[task] | self.tasks.get(task, {})
+        return base | dict(tasks()[task].sampling) | self.tasks.get(task, {})
 
     def _check(self, key: str, expected: str, holds: bool) -> None:
         if not holds:
@@ -151,7 +136,16 @@ def known_name(source: str, names: dict[str, Any]) -> str | None:
 
 def trained_tasks(known: str | None) -> tuple[str, ...]:
     """Tasks of a public checkpoint; one that nobody knows draws, and its `mgpt.json` may say more."""
-    return TASKS.get(known, FLEXIBLE_TASKS) if known else ("text-to-image",)
+    every = tasks().values()
+    if known is None:
+        return ("text-to-image",)
+    if known == "Lumina-mGPT-7B-768-Omni":
+        return tuple(task.name for task in every if task.generation == 1)
+    if known == "Lumina-mGPT-2.0":
+        return tuple(task.name for task in every if task.from_words)
+    if known == "Lumina-mGPT-2.0-Omni":
+        return tuple(task.name for task in every if task.given in {"words", "upper half"})
+    return FLEXIBLE_TASKS
 
 
 def _are_settings(tasks: object) -> bool:

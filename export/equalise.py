@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mgpt_edge.export.quantise import rounded
 from mgpt_edge.export.rewritten import Rewritten
+from mgpt_edge.export.rounding import rounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

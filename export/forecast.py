@@ -8,12 +8,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from mgpt_edge.export.engines import best_engine
-from mgpt_edge.export.lower import native
-from mgpt_edge.export.lower.linears import PRECISIONS
-from mgpt_edge.export.quantise import int4
+from mgpt_edge.export.lower.lowering import lowering_of
+from mgpt_edge.export.quantise.precision import precisions
 from mgpt_edge.export.vqfiles import usual_config
-from mgpt_edge.runtime import manifest as m
-from mgpt_edge.runtime.layout import ImageLayout, buckets
+from mgpt_edge.runtime.bundle import manifest as m
+from mgpt_edge.runtime.family.layout import ImageLayout, buckets
 
 if TYPE_CHECKING:
     from mgpt_edge.export.checkpoint import Checkpoint
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 PACKAGES = ("mgpt-edge", "torch", "onnx", "onnxruntime", "onnxscript")
 UNKNOWN_TARGET = 512
 WORDS, CAPACITY_STEP = 256, 64
-BYTES_PER_WEIGHT = {"fp32": 4.0, "int8": 1.0, "int4": 0.5 + 4 / int4.BLOCK}
 
 
 def describe(
@@ -91,48 +89,29 @@ def row_capacity(checkpoint: Checkpoint, target_size: int) -> int:
 
 
 def forecasts(checkpoint: Checkpoint) -> dict[str, m.Manifest]:
-    """Precision -> the manifest its bundle would have, with the sizes of its files computed, not written."""
+    """Precision -> the manifest its bundle would have on the best engine for it, where that is known before it is
+    written; the sizes of its files are computed.
+    """
     target = checkpoint.defaults.target_size or UNKNOWN_TARGET
+    found: dict[str, m.Manifest] = {}
+    for precision in precisions():
+        engine = best_engine(precision)
+        sizes = lowering_of(engine).sizes(checkpoint, precision)
+        if sizes is not None:
+            files = {
+                name: m.FileEntry(bytes=size, sha256="") for name, size in (sizes | _vq(checkpoint, precision)).items()
+            }
+            found[precision] = describe(
+                checkpoint, precision, files, engine=engine, target_size=target, width_invariant=False
+            )
+    return found
+
+
+def _vq(checkpoint: Checkpoint, precision: str) -> dict[str, int]:
+    if checkpoint.vq is None:
+        return {}
+    each, shapes = 2 if precision in m.HALF_VQ else 4, checkpoint.vq.shapes.items()
     return {
-        precision: describe(
-            checkpoint,
-            precision,
-            _files(checkpoint, precision),
-            engine=best_engine(precision),
-            target_size=target,
-            width_invariant=False,
-        )
-        for precision in PRECISIONS
+        f"vq_{half}.data": sum(math.prod(shape) * each for name, shape in shapes if name.startswith(half))
+        for half in ("encoder", "decoder")
     }
-
-
-def _files(checkpoint: Checkpoint, precision: str) -> dict[str, m.FileEntry]:
-    if best_engine(precision) == "native":
-        sizes = {native.FILE: native.decoder_bytes(checkpoint, precision)}
-    else:
-        sizes = _graph_sizes(checkpoint, precision)
-    if checkpoint.vq is not None:
-        each = 2 if precision in m.HALF_VQ else 4
-        for half in ("encoder", "decoder"):
-            shapes = checkpoint.vq.shapes.items()
-            sizes[f"vq_{half}.data"] = sum(math.prod(shape) * each for name, shape in shapes if name.startswith(half))
-    return {name: m.FileEntry(bytes=size, sha256="") for name, size in sizes.items()}
-
-
-def _graph_sizes(checkpoint: Checkpoint, precision: str) -> dict[str, int]:
-    config = checkpoint.config
-    layers = sum(
-        _bytes(shape, precision) for name, shape in config.shapes().items() if name.startswith("model.layers.")
-    )
-    return {
-        "decoder.data": checkpoint.tensor_bytes("model.embed_tokens.weight") + layers,
-        "head_image.data": _bytes((checkpoint.vocabulary.codes, config.hidden_size), precision),
-    }
-
-
-def _bytes(shape: tuple[int, ...], precision: str) -> int:
-    """Bytes of a weight: matrices are packed, the small rest stays float32."""
-    if len(shape) < 2 or min(shape) < int4.BLOCK:
-        return math.prod(shape) * 4
-    scales = shape[0] * 4 if precision == "int8" else 0
-    return int(math.prod(shape) * BYTES_PER_WEIGHT[precision]) + scales

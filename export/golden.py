@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mgpt_edge.export.model import Block, causal_attention
-from mgpt_edge.export.quantise import embedded, image_head_precision, precision_of, quantised_linear
+from mgpt_edge.export.rounding import embedded, image_head_precision, precision_of, quantised_linear
 from mgpt_edge.runtime.golden import Golden
 
 if TYPE_CHECKING:

@@ -19,11 +19,12 @@ from torch import Tensor
 from mgpt_edge.export.checkpoint import EMBEDDING, HEAD
 from mgpt_edge.export.golden import load_block
 from mgpt_edge.export.model import causal_attention
-from mgpt_edge.export.quantise import BLOCKS, embedded, image_head_precision
 from mgpt_edge.export.quantise.gptq import compensated
 from mgpt_edge.export.rewritten import Rewritten
+from mgpt_edge.export.rounding import blocks_of, embedded, image_head_precision
 from mgpt_edge.export.statistics import INPUTS
-from mgpt_edge.runtime.bundle import write_atomically
+from mgpt_edge.runtime.bundle.folder import write_atomically
+from mgpt_edge.runtime.engines import engine_kinds
 from mgpt_edge.runtime.errors import CheckpointError, InvalidRequest
 
 if TYPE_CHECKING:
@@ -52,20 +53,20 @@ def round_checkpoint(
         checkpoint: in floats.
         sequences: of tokens, that the model is to be right on.
         folder: gets a file a layer, each with int8 NAME.values [out, in] and float32 NAME.scales [out, blocks].
-        engine: of `quantise.BLOCKS`.
+        engine: by its name.
         progress: told of layers done, and how many there are.
 
     Raises:
         InvalidRequest: an unknown engine, no sequences, or a folder of another checkpoint, engine or data.
         CheckpointError: a weight is no finite number.
     """
-    if engine not in BLOCKS:
-        msg = f"unknown engine {engine!r}; known: {', '.join(BLOCKS)}"
+    if engine not in engine_kinds():
+        msg = f"unknown engine {engine!r}; known: {', '.join(engine_kinds())}"
         raise InvalidRequest(msg)
     if not sequences:
         msg = "there are no sequences to round the weights by"
         raise InvalidRequest(msg)
-    blocks, lengths, config = BLOCKS[engine], list(map(len, sequences)), checkpoint.config
+    blocks, lengths, config = blocks_of(engine), list(map(len, sequences)), checkpoint.config
     said = json.dumps([list(sequence) for sequence in sequences])
     facts = _facts(checkpoint, engine) | {"sequences": hashlib.sha256(said.encode()).hexdigest()}
     if _finished(folder, facts):
@@ -180,7 +181,7 @@ def _but_codes(rounded: Callable[[Tensor], Tensor], codes: slice, original: Tens
 
 
 def _facts(checkpoint: Checkpoint, engine: str) -> dict[str, str]:
-    return {"checkpoint": checkpoint.fingerprint(), "block": str(BLOCKS[engine].BLOCK)}
+    return {"checkpoint": checkpoint.fingerprint(), "block": str(blocks_of(engine).BLOCK)}
 
 
 def _check(found: dict[str, str], wanted: dict[str, str], folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mgpt_edge.runtime.rotary import rotary_tables
+from mgpt_edge.runtime.family.rotary import rotary_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable

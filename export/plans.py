@@ -9,13 +9,15 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from mgpt_edge.export import compiler
-from mgpt_edge.export.targets import TARGETS
-from mgpt_edge.runtime import memory
-from mgpt_edge.runtime.bundle import MANIFEST, Bundle, sha256, write_atomically
-from mgpt_edge.runtime.engines.plans import part_names, parts_of
-from mgpt_edge.runtime.engines.tensorrt import ROWS, WIDEST
+from mgpt_edge.export.quantise.precision import precisions
+from mgpt_edge.export.targets import target_of
+from mgpt_edge.runtime import machine
+from mgpt_edge.runtime.bundle.folder import MANIFEST, Bundle, sha256, write_atomically
+from mgpt_edge.runtime.bundle.manifest import FileEntry, Plan
+from mgpt_edge.runtime.engines import compiler_of, engine_kind
+from mgpt_edge.runtime.engines.gpu.plans import part_names, parts_of
+from mgpt_edge.runtime.engines.gpu.tensorrt import ROWS
 from mgpt_edge.runtime.errors import BundleError, IncompatibleEngine, InvalidRequest, OutOfMemory
-from mgpt_edge.runtime.manifest import FileEntry, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from mgpt_edge.export.compiler import Profile
     from mgpt_edge.export.targets import Target
-    from mgpt_edge.runtime.manifest import Manifest
+    from mgpt_edge.runtime.bundle.manifest import Manifest
 
     Progress = Callable[[str, int, int], None]
     """(phase, steps done, steps in all)"""
@@ -32,8 +34,6 @@ GRAPHS = ("decoder", "head_image", "head_text", "vq_decoder", "vq_encoder")
 FIXED_BYTES = 900 << 20  # TensorRT itself, measured with the smallest model
 BYTES_PER_GRAPH_BYTE = 3
 EMBEDDING_BYTES = 2  # as published checkpoints have them
-LEAST_SM = {"fp8": 89, "nvfp4": 120}
-"""The first GPUs that multiply in a precision."""
 
 
 def forecast_bytes(bundle: Bundle) -> int:
@@ -42,7 +42,7 @@ def forecast_bytes(bundle: Bundle) -> int:
     Raises:
         BundleError: the bundle has no graphs for TensorRT.
     """
-    if bundle.manifest.engine not in TARGETS:
+    if engine_kind(bundle.manifest.engine).compiler is None:
         msg = (
             f"{bundle.folder} was exported for engine {bundle.manifest.engine!r}, which TensorRT can't compile; "
             "export the checkpoint again: mgpt export CHECKPOINT --engine rtx --precision int4 -o BUNDLE"
@@ -62,8 +62,8 @@ def engines_that_fit(bundle: Bundle, graph: str, free: int) -> int:
         if _need(bundle, graph, engines) <= free:
             return engines
     msg = (
-        f"compiling {graph} of {bundle.folder} takes {memory.mebibytes(_need(bundle, graph, most))} at least, "
-        f"{memory.mebibytes(free)} are free; {TARGETS[bundle.manifest.engine].short_of_memory}"
+        f"compiling {graph} of {bundle.folder} takes {machine.mebibytes(_need(bundle, graph, most))} at least, "
+        f"{machine.mebibytes(free)} are free; {target_of(bundle.manifest.engine).short_of_memory}"
     )
     raise OutOfMemory(msg)
 
@@ -83,10 +83,10 @@ def profiles(manifest: Manifest, graph: str) -> tuple[Profile, Profile]:
     A pass of one token a row has kernels of its own; a VQ model's size of its own is the square it was trained for.
     """
     if graph == "decoder":
-        rows, widest = {"rows": (ROWS,) * 3}, WIDEST[manifest.engine]
+        rows, widest = {"rows": (ROWS,) * 3}, compiler_of(manifest.engine).widest
         return {**rows, "width": (1, 1, 1)}, {**rows, "width": (2, 16, widest)}
     if graph.startswith("head_"):
-        return {"n": (ROWS,) * 3}, {"n": (1, 32, ROWS * WIDEST[manifest.engine])}
+        return {"n": (ROWS,) * 3}, {"n": (1, 32, ROWS * compiler_of(manifest.engine).widest)}
     stride = manifest.pictures.stride
     usual = manifest.pictures.target_size // stride
     largest = max(usual, *(side // stride for size in manifest.pictures.trained_sizes for side in size))
@@ -106,7 +106,7 @@ def build_plans(bundle: Bundle, sms: Sequence[int], progress: Progress = lambda 
     Where memory does not hold the compiler of the whole decoder, it becomes several plans of some layers each.
 
     Args:
-        bundle: of an engine of `TARGETS`; every plan is recorded in its manifest as soon as it is written.
+        bundle: of an engine with plans; every one is recorded in its manifest as soon as it is written.
         sms: for engine `rtx` compute capabilities without the point, such as 89; none for others, which are compiled
             for this machine's GPU.
         progress: told of each step.
@@ -119,7 +119,7 @@ def build_plans(bundle: Bundle, sms: Sequence[int], progress: Progress = lambda 
         OutOfMemory: compiling takes more than is free.
     """
     forecast_bytes(bundle)  # refuses other engines' bundles
-    target = TARGETS[bundle.manifest.engine](bundle.manifest.engine, sms)
+    target = target_of(bundle.manifest.engine)(bundle.manifest.engine, sms)
     _check_precision(bundle, target.sms)
     for graph in _graphs(bundle):
         whole = Plan(graph=graph, sms=target.sms, tensorrt=target.version, key=_key(bundle, graph, target))
@@ -129,10 +129,11 @@ def build_plans(bundle: Bundle, sms: Sequence[int], progress: Progress = lambda 
 
 def _check_precision(bundle: Bundle, sms: Sequence[int]) -> None:
     precision = bundle.manifest.precision
-    older = [sm for sm in sms if sm < LEAST_SM.get(precision, 0)]
+    least = precisions()[precision].least_sm
+    older = [sm for sm in sms if sm < least]
     if older:
         msg = (
-            f"{bundle.folder} is in {precision}, which GPUs multiply from SM {LEAST_SM[precision]} on, not SM "
+            f"{bundle.folder} is in {precision}, which GPUs multiply from SM {least} on, not SM "
             f"{', '.join(map(str, older))}; for those export with --precision int8 or int4"
         )
         raise InvalidRequest(msg)
@@ -146,7 +147,7 @@ def _build(bundle: Bundle, whole: Plan, target: Target, progress: Progress) -> B
         bundle.check_size(name, bundle.manifest.files[name])
     parts = parts_of(graph, there)
     if not parts:
-        engines = engines_that_fit(bundle, graph, memory.available_bytes())
+        engines = engines_that_fit(bundle, graph, machine.available_bytes())
         begun = max((int(part.rpartition("of")[2]) for part in there), default=1)  # goes on, if it fits
         parts = part_names(graph, max(engines, begun))
         for file in _files(bundle, graph):

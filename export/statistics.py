@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mgpt_edge.export.golden import load_block
 from mgpt_edge.export.model import causal_attention
-from mgpt_edge.export.quantise import rounded
-from mgpt_edge.runtime.bundle import write_atomically
+from mgpt_edge.export.rounding import rounded
+from mgpt_edge.runtime.bundle.folder import write_atomically
 from mgpt_edge.runtime.errors import CheckpointError, InvalidRequest
 
 if TYPE_CHECKING:

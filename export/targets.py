@@ -6,9 +6,9 @@ import re
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from mgpt_edge.runtime.engines.plans import library
+from mgpt_edge.runtime.engines import compiler_of, engine_kinds
+from mgpt_edge.runtime.engines.gpu.device import Gpu
 from mgpt_edge.runtime.errors import IncompatibleEngine, InvalidRequest
-from mgpt_edge.runtime.gpu import Gpu
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,8 @@ class Target(ABC):
     short_of_memory: str
 
     def __init__(self, engine: str, sms: Sequence[int]) -> None:
-        self.title, self.trt = library(engine)
+        compiler = compiler_of(engine)
+        self.title, self.trt = compiler.title, compiler.load()
         self.sms = self._choose(engine, sms)
 
     @property
@@ -91,15 +92,14 @@ class Machine(Target):
 
     short_of_memory = "end what else runs on this machine, or export with --precision int4"
 
-    LOWERINGS = (((11, 0), "tensorrt"), ((10, 3), "tensorrt10"))
-    """The first version that reads what an engine's lowering writes, the newest first."""
-
     def _choose(self, engine: str, sms: Sequence[int]) -> list[int]:
         if sms:
             msg = f"TensorRT compiles for the GPU of this machine: leave --sm {','.join(map(str, sms))} out"
             raise InvalidRequest(msg)
         found = tuple(int(part) for part in self.version.split(".")[:2])
-        fitting = next((name for least, name in self.LOWERINGS if found >= least), None)
+        mine = [kind for kind in engine_kinds().values() if kind.compiler and not kind.compiler.for_rtx]
+        since = {kind.compiler.since: kind.name for kind in mine if kind.compiler}
+        fitting = next((since[least] for least in sorted(since, reverse=True) if found >= least), None)
         if fitting is None:
             msg = f"TensorRT {self.version} is too old for any export; JetPack 6 has 10.3, and later ones do too"
             raise IncompatibleEngine(msg)
@@ -118,5 +118,10 @@ class Machine(Target):
         """What its kernels are called is not known here."""
 
 
-TARGETS: dict[str, type[Target]] = {"rtx": Rtx, "tensorrt": Machine, "tensorrt10": Machine}
-"""Engine of a bundle -> what compiles it."""
+def target_of(engine: str) -> type[Target]:
+    """Returns what compiles an engine's bundles.
+
+    Raises:
+        IncompatibleEngine: nothing does.
+    """
+    return Rtx if compiler_of(engine).for_rtx else Machine

@@ -8,8 +8,8 @@ from typing import Any
 
 from mgpt_edge.export.shards import parse_json
 from mgpt_edge.runtime.errors import CheckpointError
-from mgpt_edge.runtime.prompt import SEPARATOR
-from mgpt_edge.runtime.vocabulary import Vocabulary
+from mgpt_edge.runtime.family.prompt import SEPARATOR
+from mgpt_edge.runtime.family.vocabulary import Vocabulary
 
 SOURCE = "tokenizer.json"
 

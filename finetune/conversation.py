@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mgpt_edge.runtime.prompt import encode_turn
+from mgpt_edge.runtime.family.prompt import encode_turn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenizers import Tokenizer
 
-    from mgpt_edge.runtime.vocabulary import Vocabulary
+    from mgpt_edge.runtime.family.vocabulary import Vocabulary
 
 UNLABELLED = -100
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 
@@ -14,10 +15,12 @@ from mgpt_edge.export.tokenizer import text_tokenizer
 from mgpt_edge.export.vqfiles import HELP
 from mgpt_edge.export.vqgan import VQGAN
 from mgpt_edge.finetune.conversation import Sample, Turn, encode_conversation
+from mgpt_edge.finetune.records import BadRecord, read_records
 from mgpt_edge.runtime.errors import CheckpointError, InvalidRequest
-from mgpt_edge.runtime.layout import GRID_PIXELS, ImageLayout
-from mgpt_edge.runtime.pictures import fit, open_picture
-from mgpt_edge.runtime.prompt import IMAGE_MARK, TEMPLATES
+from mgpt_edge.runtime.family.layout import GRID_PIXELS, ImageLayout, buckets
+from mgpt_edge.runtime.family.tasks import template
+from mgpt_edge.runtime.family.tasks.task import IMAGE_MARK
+from mgpt_edge.runtime.intake.pictures import fit, open_picture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,9 +29,10 @@ if TYPE_CHECKING:
     from mgpt_edge.export.checkpoint import Checkpoint
     from mgpt_edge.finetune.records import Record
 
-# A prompt that says a size, as TEMPLATES["text-to-image"] does, up to its {prompt}.
+LONGEST = 4096  # tokens above which a conversation is cut
+# A prompt that says a size, as template("text-to-image") does, up to its {prompt}.
 SIZED = re.compile(
-    re.escape(TEMPLATES["text-to-image"].removesuffix("{prompt}"))
+    re.escape(template("text-to-image").removesuffix("{prompt}"))
     .replace(r"\{width\}", r"\d+")
     .replace(r"\{height\}", r"\d+")
 )
@@ -110,5 +114,36 @@ class Encoder:
     def _sized(self, question: str, picture: list[int]) -> str:
         """The question with the size that the picture has been fitted to: another would teach to ignore it."""
         height, width = ((token - self.checkpoint.vocabulary.first_grid) * GRID_PIXELS for token in picture[1:3])
-        opening = TEMPLATES["text-to-image"].format(width=width, height=height, prompt="")
+        opening = template("text-to-image").format(width=width, height=height, prompt="")
         return opening + question[len(found[0]) :] if (found := SIZED.match(question)) else question
+
+
+def read_conversations(checkpoint: Checkpoint, data: Path, count: int, target_size: int | None = None) -> list[Sample]:
+    """`count` records as tokens, drawn from all of them, or all that can be used where there are fewer.
+
+    Raises:
+        InvalidRequest: none can be used, or nothing says which size pictures have.
+    """
+    target = target_size or checkpoint.defaults.target_size
+    if target is None:
+        msg = "nothing says which picture size this checkpoint was trained for; give --target-size, such as 768"
+        raise InvalidRequest(msg)
+    sizes = checkpoint.defaults.sizes if target_size is None else ()
+    encoder = Encoder(checkpoint, sizes or buckets(target), LONGEST, torch.device("cpu"))
+    entries = list(read_records(data))
+    samples, refused = [], ""
+    for index in np.random.default_rng(0).permutation(len(entries)):
+        entry = entries[index]
+        if isinstance(entry, BadRecord):
+            refused = refused or str(entry)
+            continue
+        try:
+            samples.append(encoder.encode(entry).sample)
+        except InvalidRequest as error:
+            refused = refused or str(error)
+        if len(samples) == count:
+            break
+    if not samples:
+        msg = f"{data}: none of {len(entries)} records can be used" + (f"; such as {refused}" if refused else "")
+        raise InvalidRequest(msg)
+    return samples

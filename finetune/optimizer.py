@@ -1,7 +1,8 @@
-"""What turns gradients into steps: AdamW as the family uses, or Muon for a model that begins from nothing."""
+"""Gradients to steps: AdamW as the family uses it, Muon for a model that begins from nothing, the rate over time."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,13 @@ def adamw(parameters: list[nn.Parameter], rate: float, weight_decay: float) -> t
     decayed = {"params": [p for p in parameters if p.dim() == 2], "weight_decay": weight_decay}
     others = {"params": [p for p in parameters if p.dim() != 2], "weight_decay": 0.0}
     return torch.optim.AdamW([decayed, others], lr=rate, betas=BETAS)
+
+
+def cosine(step: int, steps: int, ramp: int = 100, floor: float = 0.02) -> float:
+    """Share of the learning rate: a short ramp, then half a cosine down to `floor`."""
+    if step < ramp:
+        return (step + 1) / ramp
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
 
 
 class Muon(torch.optim.Optimizer):

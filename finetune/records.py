@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mgpt_edge.runtime.errors import InvalidRequest
-from mgpt_edge.runtime.prompt import IMAGE_MARK
+from mgpt_edge.runtime.family.tasks.task import IMAGE_MARK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,8 +10,7 @@ from safetensors.torch import save_file
 
 from mgpt_edge.export.shards import INDEX, read_json
 from mgpt_edge.export.vqfiles import INSIDE
-from mgpt_edge.finetune.checkpoint import write_json
-from mgpt_edge.finetune.files import replace_atomically
+from mgpt_edge.finetune.files import replace_atomically, write_json
 from mgpt_edge.finetune.parts import write_parts
 
 if TYPE_CHECKING:

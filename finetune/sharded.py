@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from safetensors import safe_open
 
-from mgpt_edge.finetune.checkpoint import write_json
+from mgpt_edge.finetune.files import write_json
 from mgpt_edge.finetune.parts import write_parts
 from mgpt_edge.finetune.sft import Recipe, Stage
 from mgpt_edge.runtime.errors import InvalidRequest

@@ -12,9 +12,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from mgpt_edge.finetune.checkpoint import write_json
 from mgpt_edge.finetune.conversation import Sample
-from mgpt_edge.finetune.files import replace_atomically
+from mgpt_edge.finetune.files import replace_atomically, write_json
 from mgpt_edge.finetune.records import BadRecord, Record, read_records
 from mgpt_edge.runtime.errors import InvalidRequest
 

@@ -24,7 +24,7 @@ from mgpt_edge.finetune.sharded import ShardedStage, newest_state
 from mgpt_edge.finetune.tokenised import tokenise
 from mgpt_edge.finetune.weights import Weights
 from mgpt_edge.runtime.errors import CheckpointError, InvalidRequest, NumericalError
-from mgpt_edge.runtime.layout import ImageLayout, buckets
+from mgpt_edge.runtime.family.layout import ImageLayout, buckets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,24 +6,24 @@ from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from mgpt_edge.runtime import memory
-from mgpt_edge.runtime.answer import Answer
-from mgpt_edge.runtime.decode import decode
+from mgpt_edge.runtime.decoding.schedule import decode
+from mgpt_edge.runtime.decoding.steps import End
 from mgpt_edge.runtime.errors import InvalidRequest
-from mgpt_edge.runtime.grammar import Form
-from mgpt_edge.runtime.job import PAGE, Job
-from mgpt_edge.runtime.loop import End
-from mgpt_edge.runtime.pictures import several
-from mgpt_edge.runtime.prompt import encode_turn
+from mgpt_edge.runtime.family.grammar import Form
+from mgpt_edge.runtime.family.prompt import encode_turn
+from mgpt_edge.runtime.intake import memory
+from mgpt_edge.runtime.intake.job import PAGE, Job
+from mgpt_edge.runtime.intake.pictures import several
+from mgpt_edge.runtime.results.events import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mgpt_edge.runtime.answer import Event
-    from mgpt_edge.runtime.model import Model
-    from mgpt_edge.runtime.pictures import PictureSource
-    from mgpt_edge.runtime.request import Request
-    from mgpt_edge.runtime.vocabulary import Vocabulary
+    from mgpt_edge.runtime.family.vocabulary import Vocabulary
+    from mgpt_edge.runtime.intake.pictures import PictureSource
+    from mgpt_edge.runtime.intake.request import Request
+    from mgpt_edge.runtime.loaded import Loaded
+    from mgpt_edge.runtime.results.events import Event
 
 PICTURES = 4
 """Pictures, each with a page of text, that a conversation has room for unless it is asked for more."""
@@ -45,7 +45,7 @@ class Chat:
         OutOfMemory: the machine has less.
     """
 
-    def __init__(self, model: Model, request: Request, context: int | None) -> None:
+    def __init__(self, model: Loaded, request: Request, context: int | None) -> None:
         self.model = model
         self.request = request
         guided = request.guidance != 1

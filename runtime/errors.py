@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from PIL import Image
-
-    from mgpt_edge.runtime.answer import Answer
 
 
 class MgptError(Exception):
@@ -60,7 +58,7 @@ class IncompleteAnswer(MgptError):
     Attributes:
         tokens: of the open picture, from begin-of-image.
         image: its finished rows on black, where there are any.
-        answer: all of the answer so far, the partial picture last; None where the caller streams.
+        answer: an `Answer`, all of it so far, the partial picture last; None where the caller streams.
     """
 
     exit_code = 8
@@ -69,7 +67,13 @@ class IncompleteAnswer(MgptError):
         super().__init__(message)
         self.tokens = tuple(tokens)
         self.image: Image.Image | None = None
-        self.answer: Answer | None = None
+        self.answer: Any = None
+
+
+class Interrupted(MgptError):
+    """Ctrl-C, after what was finished has been saved."""
+
+    exit_code = 130
 
 
 class CompatibilityWarning(UserWarning):

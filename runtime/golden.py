@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mgpt_edge.runtime.engines.base import Fed
+from mgpt_edge.runtime.engines.base import Segment
 from mgpt_edge.runtime.errors import BundleError
 
 if TYPE_CHECKING:
-    from mgpt_edge.runtime.bundle import Bundle
+    from mgpt_edge.runtime.bundle.folder import Bundle
     from mgpt_edge.runtime.engines.base import Engine
 
 FILE = "golden.json"
@@ -48,7 +48,7 @@ def recompute(bundle: Bundle, engine: Engine) -> float:
     except (ValueError, TypeError) as error:
         msg = f"{bundle.folder / FILE} can't be read: {error}"
         raise BundleError(msg) from error
-    logits = engine.open((len(golden.tokens), 0)).forward([Fed(0, golden.tokens)], "image")[0][0]
+    logits = engine.open((len(golden.tokens), 0)).forward([Segment(0, golden.tokens)], "image")[0][0]
     expected = np.array(golden.logits)
     deviation = float(np.abs(logits[golden.ids] - expected).max() / np.abs(expected).max())
     if not deviation <= LARGEST_ERROR[bundle.manifest.precision]:

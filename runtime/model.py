@@ -7,22 +7,18 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
-
-from mgpt_edge.runtime import calibration, memory, metadata
-from mgpt_edge.runtime.answer import Answer, Picture
-from mgpt_edge.runtime.bundle import Bundle, default_bundle
+from mgpt_edge.runtime.bundle.folder import Bundle, default_bundle
 from mgpt_edge.runtime.chat import Chat
-from mgpt_edge.runtime.decode import decode
-from mgpt_edge.runtime.engines import load_engine
+from mgpt_edge.runtime.decoding.schedule import decode
 from mgpt_edge.runtime.errors import CompatibilityWarning, InvalidRequest
-from mgpt_edge.runtime.job import Intake
-from mgpt_edge.runtime.layout import nearest_bucket
-from mgpt_edge.runtime.pictures import open_picture, several
-from mgpt_edge.runtime.presenter import Presenter
-from mgpt_edge.runtime.prompt import CONVERSATIONS, FROM_WORDS
-from mgpt_edge.runtime.request import Request, check_generate, check_task, check_transform
-from mgpt_edge.runtime.window import Costs, Window
+from mgpt_edge.runtime.family.layout import nearest_bucket
+from mgpt_edge.runtime.family.tasks import tasks
+from mgpt_edge.runtime.intake import memory
+from mgpt_edge.runtime.intake.pictures import open_picture, several
+from mgpt_edge.runtime.intake.request import Request, check_generate, check_task, check_transform
+from mgpt_edge.runtime.loaded import Loaded
+from mgpt_edge.runtime.results import metadata
+from mgpt_edge.runtime.results.events import Answer, Picture
 
 if TYPE_CHECKING:
     import os
@@ -30,11 +26,10 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from mgpt_edge.runtime.answer import Event
-    from mgpt_edge.runtime.engines.base import Engine
-    from mgpt_edge.runtime.job import Job
-    from mgpt_edge.runtime.layout import ImageLayout
-    from mgpt_edge.runtime.pictures import PictureSource
+    from mgpt_edge.runtime.family.layout import ImageLayout
+    from mgpt_edge.runtime.intake.job import Job
+    from mgpt_edge.runtime.intake.pictures import PictureSource
+    from mgpt_edge.runtime.results.events import Event
 
 
 def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> Model:
@@ -51,27 +46,12 @@ def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = No
     return Model(Bundle.open(default_bundle() if path is None else path), threads=threads)
 
 
-class Model:
+class Model(Loaded):
     """A bundle ready to answer. Threads may share it; every stream has a cache of its own.
 
     Every method takes the settings of `Request` as keywords; their defaults stand in the bundle's manifest, for
     each task. The same seed gives the same answer; a random one is taken unless given.
-
-    Args:
-        bundle: opened.
-        threads: of every pass; the machine's physical cores unless given.
-        engine: in place of the bundle's own.
     """
-
-    def __init__(self, bundle: Bundle, *, threads: int | None = None, engine: Engine | None = None) -> None:
-        manifest = bundle.manifest
-        self.bundle = bundle
-        self.manifest = manifest
-        self.engine = engine or load_engine(bundle, threads or memory.physical_cores())
-        self.tokenizer = Tokenizer.from_file(str(bundle.path("tokenizer.json")))
-        self.intake = Intake(manifest, self.engine, self.tokenizer)
-        self.presenter = Presenter(bundle, self.engine, self.tokenizer)
-        self.costs = calibration.stored(bundle.digest, self.engine.threads)
 
     def __repr__(self) -> str:
         return f"<Model {self.manifest.name}, {self.manifest.precision} for {self.manifest.engine}>"
@@ -231,7 +211,7 @@ class Model:
             )
             raise InvalidRequest(msg)
         values: dict[str, Any] = {
-            "size": (target, target) if task in FROM_WORDS else None,
+            "size": (target, target) if tasks()[task].from_words else None,
             "guidance": defaults.guidance,
             "top_k": defaults.top_k,
             "text_top_k": defaults.text_top_k,
@@ -262,7 +242,7 @@ class Model:
         self, request: Request, images: Sequence[PictureSource] = (), kept: dict[int, int] | None = None
     ) -> Job:
         """A request made ready, and its memory checked."""
-        if request.task not in CONVERSATIONS:
+        if not tasks()[request.task].converses:
             self.bundle.path("vq_decoder.onnx")  # a bundle that cannot draw says so before minutes are spent
         if request.size is not None:
             self._warn_untrained(self.layout(request.size))
@@ -280,15 +260,6 @@ class Model:
         rows = self.engine.open(capacities, streams)
         steps = decode(rows, jobs, self.window(requests[0], rows.streams))
         return self.presenter.events(requests, steps, preview=preview, kept_rows=kept_rows)
-
-    def window(self, request: Request, streams: int = 1) -> Window | None:
-        """How far the request's pictures are guessed ahead; None draws code by code.
-
-        Several streams fill a pass without guessing.
-        """
-        if request.speculate == "auto":
-            return Window(None, self.costs) if self.manifest.width_invariant and streams == 1 else None
-        return None if request.speculate == "off" else Window(int(request.speculate), Costs())
 
     def _warn_untrained(self, layout: ImageLayout) -> None:
         trained, size = self.manifest.pictures.trained_sizes, (layout.width, layout.height)

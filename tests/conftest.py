@@ -1,17 +1,19 @@
-"""Tiny checkpoints and their bundles, exported once for the whole run."""
+"""Tiny checkpoints and their bundles, exported once for the whole run; the command, run in the tests' own process."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
+from mgpt_edge import cli
 from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.engines import best_engine
-from mgpt_edge.runtime.bundle import Bundle
+from mgpt_edge.runtime.bundle.folder import Bundle
 from tests.families import LIKE_7B, LIKE_34B, write_checkpoint, write_second, write_talker
 
 if TYPE_CHECKING:
@@ -59,3 +61,19 @@ def bundle_of(
         return Bundle.open(out)
 
     return make
+
+
+@pytest.fixture
+def mgpt(monkeypatch, capfd, tmp_path):
+    """Runs `mgpt …` in this process; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mgpt", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop, pytest.MonkeyPatch.context() as patch:
+            patch.setattr("warnings.showwarning", None)
+            cli.main()
+        captured = capfd.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return run

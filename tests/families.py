@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from mgpt_edge.bench.random_checkpoint import SHAPES
-from mgpt_edge.bench.random_checkpoint import write_checkpoint as write
-from mgpt_edge.bench.random_tokenizer import QWEN_SPLIT, family_tokenizer, second_names
+from mgpt_edge.bench.models.random_checkpoint import SHAPES
+from mgpt_edge.bench.models.random_checkpoint import write_checkpoint as write
+from mgpt_edge.bench.models.random_tokenizer import QWEN_SPLIT, family_tokenizer, second_names
 from mgpt_edge.export.tokenizer import read_vocabulary
-from mgpt_edge.runtime.prompt import SEPARATOR, TEMPLATES
+from mgpt_edge.runtime.family.prompt import SEPARATOR
+from mgpt_edge.runtime.family.tasks import tasks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,7 +70,7 @@ def trained_tokenizer(codes: int, *, separator: bool = False) -> str:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator([f"{text}a dog. A cat.{SEPARATOR}" for text in TEMPLATES.values()], trainer)
+    tokenizer.train_from_iterator([f"{task.template}a dog. A cat.{SEPARATOR}" for task in tasks().values()], trainer)
     tokenizer.add_special_tokens([*second_names(codes, grids=17), *((SEPARATOR,) if separator else ())])
     return tokenizer.to_str()
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from mgpt_edge.export.model import Decoder
-from mgpt_edge.runtime.rotary import rotary_tables
-from mgpt_edge.runtime.sampling_reference import sample
+from mgpt_edge.runtime.family.rotary import rotary_tables
+from mgpt_edge.runtime.sampling.specification import sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mgpt_edge.export.checkpoint import Checkpoint
-    from mgpt_edge.runtime.layout import ImageLayout
-    from mgpt_edge.runtime.request import Request
-    from mgpt_edge.runtime.vocabulary import Vocabulary
+    from mgpt_edge.runtime.family.layout import ImageLayout
+    from mgpt_edge.runtime.family.vocabulary import Vocabulary
+    from mgpt_edge.runtime.intake.request import Request
 
 
 def load_decoder(checkpoint: Checkpoint) -> Decoder:

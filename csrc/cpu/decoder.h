@@ -9,8 +9,9 @@
 #include <span>
 #include <vector>
 
-#include "kernels.h"
-#include "team.h"
+#include "cpu/cache.h"
+#include "cpu/kernels.h"
+#include "cpu/team.h"
 
 namespace mgpt::cpu {
 
@@ -56,36 +57,6 @@ struct Model {
   Weights head;  // [vocabulary, hidden]
   Rotation rotation;
   std::int64_t positions;  // that `rotation` reaches
-};
-
-// Keys and values of several sequences, allocated once.
-class Cache {
- public:
-  // Throws std::invalid_argument for a negative capacity, std::bad_alloc where memory is short.
-  Cache(const Dimensions& dimensions, std::vector<std::int64_t> capacities);
-
-  std::int64_t rows() const { return static_cast<std::int64_t>(lengths_.size()); }
-  std::int64_t length(std::int64_t row) const { return lengths_.at(static_cast<std::size_t>(row)); }
-  std::int64_t capacity(std::int64_t row) const { return capacities_.at(static_cast<std::size_t>(row)); }
-  std::size_t bytes() const { return bytes_; }
-  HeadCache head(std::int64_t layer, std::int64_t row, std::int64_t head) const;
-
-  void append(std::int64_t row, std::int64_t tokens);
-  // Forgets what stands behind `length`. Throws std::out_of_range if it is not within the row.
-  void rollback(std::int64_t row, std::int64_t length);
-  // The first `length` tokens of `source` replace those of `target`.
-  void copy_prefix(std::int64_t source, std::int64_t target, std::int64_t length);
-
- private:
-  struct Free {
-    void operator()(std::byte* memory) const;
-  };
-  std::int64_t layers_, kv_heads_, head_dim_;
-  std::vector<std::int64_t> capacities_, lengths_;
-  std::vector<std::size_t> offsets_;  // of a row, within a layer
-  std::vector<std::int64_t> padded_;  // capacities in whole blocks of tokens
-  std::size_t layer_bytes_ = 0, bytes_ = 0;
-  std::unique_ptr<std::byte, Free> memory_;
 };
 
 // New tokens of one row of the cache, and of how many of the last ones logits are wanted.

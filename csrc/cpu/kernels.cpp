@@ -1,9 +1,10 @@
 // Compiled once per instruction set, with MGPT_SET naming it. No standard library beyond what is inlined here: a
 // function template compiled for a newer CPU must not be the copy that the linker keeps for an older one.
-#include "kernels.h"
+#include "cpu/kernels.h"
 
-#include "lanes.h"
-#include "products.h"
+#include "cpu/lanes.h"
+#include "cpu/products.h"
+#include "machine/instruction_sets.h"
 
 namespace mgpt::cpu {
 namespace {
@@ -289,13 +290,11 @@ void add(float* x, const float* y, std::int64_t size) {
 
 }  // namespace
 
-#define MGPT_JOIN(a, b) a##b
-#define MGPT_NAME(set) MGPT_JOIN(kernels_, set)
-#define MGPT_TEXT(set) #set
-#define MGPT_STRING(set) MGPT_TEXT(set)
+#define MGPT_TEXT_(set) #set
+#define MGPT_TEXT(set) MGPT_TEXT_(set)
 
-extern const Kernels MGPT_NAME(MGPT_SET);
-const Kernels MGPT_NAME(MGPT_SET){
-    MGPT_STRING(MGPT_SET), quantise, linear, rms_norm, norm_and_rotate, append, attend, gate, add};
+extern const Kernels MGPT_OF_SET(kernels);
+const Kernels MGPT_OF_SET(kernels){
+    MGPT_TEXT(MGPT_SET), quantise, linear, rms_norm, norm_and_rotate, append, attend, gate, add};
 
 }  // namespace mgpt::cpu

@@ -2,8 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
-#include <vector>
+#include <string_view>
 
 namespace mgpt::cpu {
 
@@ -81,10 +80,7 @@ struct Kernels {
   void (*add)(float* x, const float* y, std::int64_t size);
 };
 
-// The fastest set this machine has.
-const Kernels& best_kernels();
-// By name, of those that this machine has; null if there is none of that name.
-const Kernels* kernels_named(const std::string& name);
-std::vector<std::string> kernel_names();
+// Those of an instruction set, of the fastest if `set` is empty; null if this machine does not run it.
+const Kernels* kernels_of(std::string_view set);
 
 }  // namespace mgpt::cpu

@@ -10,8 +10,8 @@
 // One definition for each instruction set, as in lanes.h.
 #pragma once
 
-#include "kernels.h"
-#include "lanes.h"
+#include "cpu/kernels.h"
+#include "cpu/lanes.h"
 
 #if defined(MGPT_DOT_VNNI512) || defined(MGPT_DOT_VNNI256) || defined(MGPT_DOT_AVX2)
 #include <immintrin.h>

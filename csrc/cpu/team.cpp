@@ -1,4 +1,4 @@
-#include "team.h"
+#include "cpu/team.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

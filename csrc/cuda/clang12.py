@@ -42,7 +42,7 @@ def toolkit(folder: Path) -> Path:
 def compile_kernels(clang: str, root: Path, log: Path) -> int:
     """Compiles each source for the host and for every architecture; what ptxas says goes to `log`."""
     shared = ["-x", "cuda", f"--cuda-path={root}", "-std=c++17", "-O3", "-ffp-contract=off", "-c"]
-    shared += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-cuda-version", f"-I{HERE}", f"-I{HERE.parent}"]
+    shared += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-cuda-version", f"-I{HERE.parent}"]
     device = [(f"--cuda-gpu-arch=sm_{number}", "--cuda-device-only", "-Xcuda-ptxas", "-v") for number in ARCHITECTURES]
     with log.open("w", encoding="utf-8") as file:
         for source in sorted(HERE.glob("*.cu")):

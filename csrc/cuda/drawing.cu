@@ -1,9 +1,9 @@
 // The sampler, and the step of a picture around it.
 #include <cuda_runtime_api.h>
 
-#include "mgpt_cuda.h"
-#include "picture_step.h"
-#include "team.cuh"
+#include "cuda/mgpt_cuda.h"
+#include "cuda/team.cuh"
+#include "sampling/picture_step.h"
 
 namespace mgpt {
 namespace {

@@ -2,8 +2,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
-#include "kv_format.h"
-#include "mgpt_cuda.h"
+#include "cuda/kv_format.h"
+#include "cuda/mgpt_cuda.h"
 
 namespace mgpt {
 namespace {

@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
-#include "draw.h"
-#include "picture_step.h"
+#include "sampling/draw.h"
+#include "sampling/picture_step.h"
 
 #if defined(__GNUC__)
 #define MGPT_API extern "C" __attribute__((visibility("default")))

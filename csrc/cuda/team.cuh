@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "block_draw.h"
+#include "sampling/block_draw.h"
 
 namespace mgpt {
 

@@ -6,13 +6,16 @@ laid end to end for every other operator, and split for one attention a row.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from mgpt_edge.export.lower.embedding import lower_embedding
+from mgpt_edge.export.lower.graphs import GraphLowering
 from mgpt_edge.export.lower.linears import CONTRIB, EMIT, lower_linears
+from mgpt_edge.export.lower.vq import IR_VERSION, OPSET
 from mgpt_edge.export.lower.weights import Weights, finish, named, replace
 from mgpt_edge.runtime.errors import CheckpointError
 
@@ -22,22 +25,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from mgpt_edge.export.checkpoint import Checkpoint
     from mgpt_edge.export.lower.linears import Emit
+    from mgpt_edge.export.lower.lowering import Largest, Source
 
 ROWS = 2
-# What ONNX Runtime 1.23 reads, the last for Python 3.10. No operator used here changed between this and the traced one,
-# and the newer norm is lowered.
-OPSET = 21
-IR_VERSION = 10
-
-
-def lower_decoder(model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str) -> ir.Model:
-    return lower_rows(model, read, EMIT[precision], ir.DataType.FLOAT)
-
-
-def lower_head(model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str) -> ir.Model:
-    """A traced head; `read("weight")` gives its rows of the vocabulary."""
-    return lower_product(model, read, EMIT[precision])
 
 
 def lower_rows(
@@ -180,3 +172,33 @@ def _finish(model: ir.Model, weights: Weights) -> ir.Model:
 
 def _input(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+
+
+class CpuLowering(GraphLowering):
+    """For ONNX Runtime on the CPU."""
+
+    name = "cpu"
+    activations = "bytes"
+    emit = EMIT
+
+    def decoder(self, graph: ir.Model, source: Source) -> ir.Model:
+        return lower_rows(graph, source.checkpoint.array, self.emitter(source.precision), ir.DataType.FLOAT)
+
+    def head(
+        self, graph: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str, _: Largest | None
+    ) -> ir.Model:
+        return lower_product(graph, read, self.emitter(precision))
+
+    def sizes(self, checkpoint: Checkpoint, precision: str) -> dict[str, int] | None:
+        if precision != "fp32":
+            return None
+        config, hidden = checkpoint.config, checkpoint.config.hidden_size
+        shapes = (shape for name, shape in config.shapes().items() if name.startswith("model.layers."))
+        layers = 4 * sum(map(math.prod, shapes))
+        return {
+            "decoder.data": checkpoint.tensor_bytes("model.embed_tokens.weight") + layers,
+            "head_image.data": 4 * checkpoint.vocabulary.codes * hidden,
+        }
+
+
+LOWERING = CpuLowering()

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mgpt_edge.export.lower import cpu
+from mgpt_edge.export.lower.graphs import GraphLowering
 from mgpt_edge.export.lower.half import HALF, finite, half
 from mgpt_edge.export.lower.linears import CONTRIB, last
 from mgpt_edge.export.quantise import weight_only
@@ -23,32 +24,36 @@ if TYPE_CHECKING:
     from onnx_ir.tape import Tape
 
     from mgpt_edge.export.lower.linears import Emit, Weight
+    from mgpt_edge.export.lower.lowering import Largest, Source
     from mgpt_edge.export.lower.weights import Weights
 
-PRECISIONS = ("fp16", "int8", "int4")
 OPSET = 20  # the CUDA provider of older versions computes Shape and Reshape of 21 on the CPU
 
 
-def lower_decoder(model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str) -> ir.Model:
-    """The traced decoder, in place, as `cpu.lower_rows` with cos, sin and the caches in float16.
+class CudaLowering(GraphLowering):
+    """The CPU's with cos, sin and the caches in float16; tokens are int32, as the kernels that draw write them."""
 
-    Tokens are int32, as the kernels that draw write them.
-    """
-    return _for_cuda(cpu.lower_rows(model, read, _emit(precision), HALF, ir.DataType.INT32))
+    name = "cuda"
+    activations = "halves"
 
+    @property
+    def emit(self) -> dict[str, Emit]:
+        packed = {precision: partial(_emit_packed, precision=precision) for precision in ("int8", "int4")}
+        return {"fp16": _emit_fp16, **packed}
 
-def lower_head(model: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str) -> ir.Model:
-    """A traced head; `read("weight")` gives its rows of the vocabulary."""
-    return _for_cuda(cpu.lower_product(model, read, _emit(precision)))
+    def decoder(self, graph: ir.Model, source: Source) -> ir.Model:
+        emit = self.emitter(source.precision)
+        return _for_cuda(cpu.lower_rows(graph, source.checkpoint.array, emit, HALF, ir.DataType.INT32))
+
+    def head(
+        self, graph: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str, _: Largest | None
+    ) -> ir.Model:
+        return _for_cuda(cpu.lower_product(graph, read, self.emitter(precision)))
 
 
 def _for_cuda(model: ir.Model) -> ir.Model:
     model.opset_imports[""] = OPSET
     return model
-
-
-def _emit(precision: str) -> Emit:
-    return _emit_fp16 if precision == "fp16" else partial(_emit_packed, precision=precision)
 
 
 def _emit_fp16(
@@ -97,3 +102,6 @@ def _bytes(values: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
     raised = (values.T.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
     raised = np.pad(raised, ((0, 0), (0, -raised.shape[1] % weight_only.BLOCK)))
     return raised if bits == 8 else raised[:, ::2] | raised[:, 1::2] << 4
+
+
+LOWERING = CudaLowering()

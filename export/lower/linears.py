@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     Emit = Callable[[Tape, Weights, str, Weight, tuple[int, int], ir.Value], ir.Value]
 
 CONTRIB = "com.microsoft"
-PRECISIONS = ("fp32", "int8", "int4")
 
 
 def lower_linears(graph: ir.Graph, weights: Weights, emit: Emit) -> None:

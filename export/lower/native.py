@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mgpt_edge.export.quantise import int4, int8, precision_of
+from mgpt_edge.export.lower.lowering import Lowering, Part
+from mgpt_edge.export.quantise import int4, int8
+from mgpt_edge.export.quantise.int8 import INT8, Int8Linear
+from mgpt_edge.export.quantise.precision import precisions
 from mgpt_edge.runtime.engines.native import FILE
 from mgpt_edge.runtime.errors import InvalidRequest
 
@@ -22,9 +25,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from mgpt_edge.export.checkpoint import Checkpoint
     from mgpt_edge.export.config import DecoderConfig
+    from mgpt_edge.export.lower.lowering import Source
+    from mgpt_edge.export.quantise.precision import Precision
 
 ALIGNMENT = 64
 CHANNELS, DEPTH = 16, 4
@@ -113,17 +119,18 @@ def pack4(weight: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.ui
     blocks, inputs = len(scales) // CHANNELS, weight.shape[1]
     values = np.stack((pairs & 15, pairs >> 4), -1).reshape(blocks, CHANNELS, inputs // (2 * DEPTH), 2, DEPTH)
     packed = (values[..., 0, :] | values[..., 1, :] << 4).transpose(0, 2, 1, 3)
-    brains = (scales.view(np.uint32) >> 16).astype(np.uint16)
-    return packed, brains.reshape(blocks, CHANNELS, inputs // int4.BLOCK).transpose(0, 2, 1)
+    bfloat16 = (scales.view(np.uint32) >> 16).astype(np.uint16)
+    return packed, bfloat16.reshape(blocks, CHANNELS, inputs // int4.BLOCK).transpose(0, 2, 1)
 
 
 PACKED: dict[str, Callable[[NDArray[np.float32]], tuple[NDArray[Any], NDArray[Any]]]] = {"int8": pack8, "int4": pack4}
 
 
 def _entries(checkpoint: Checkpoint, config: DecoderConfig, precision: str) -> Iterator[tuple[Entry, ...]]:
+    kind = precisions()[precision]
 
     def linear(name: str, out: int, size: int, read: Callable[[], NDArray[np.float32]], of: str) -> tuple[Entry, ...]:
-        return _packed(precision_of(checkpoint, of, precision), name, out, size, read)
+        return _packed(precision if kind.of is None else kind.of(checkpoint, of), name, out, size, read)
 
     def plain(name: str, out: int, size: int, of: str) -> tuple[Entry, ...]:
         return linear(name, out, size, _plain(checkpoint, of), of)
@@ -151,7 +158,7 @@ def _entries(checkpoint: Checkpoint, config: DecoderConfig, precision: str) -> I
 def _embedding(checkpoint: Checkpoint, config: DecoderConfig, precision: str) -> tuple[Entry, ...]:
     """Beside weights of 4 bits, bfloat16 would be a ninth of a 7B bundle: there it is of 8, with a scale a token."""
     name, shape = "model.embed_tokens.weight", (config.vocab_size, config.hidden_size)
-    if precision == "int8":
+    if precisions()[precision].bits >= INT8.bits:
         return (Entry("embedding", "BF16", shape, lambda: _bfloat16(checkpoint, name)),)
     packed: list[NDArray[Any]] = []
 
@@ -239,3 +246,29 @@ def _check_sizes(config: DecoderConfig) -> None:
 
 def _aligned(size: int) -> int:
     return size + -size % ALIGNMENT
+
+
+class NativeLowering(Lowering):
+    """For our own decoder."""
+
+    name = "native"
+    activations = "bytes"
+    emit = PACKED
+    one_head = True
+
+    def embedded(self, rows: Tensor, precision: Precision) -> Tensor:
+        return Int8Linear(rows).rounded if precision.bits < INT8.bits else rows.bfloat16().float()
+
+    def parts(self, source: Source) -> dict[str, Part]:
+        size = decoder_bytes(source.checkpoint, source.precision)
+        return {
+            "decoder": Part(
+                size, lambda folder: write_decoder(source.checkpoint, source.config, source.precision, folder)
+            )
+        }
+
+    def sizes(self, checkpoint: Checkpoint, precision: str) -> dict[str, int] | None:
+        return None if precisions()[precision].of else {FILE: decoder_bytes(checkpoint, precision)}
+
+
+LOWERING = NativeLowering()

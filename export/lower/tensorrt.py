@@ -13,12 +13,13 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from mgpt_edge.export.lower import nvfp4
 from mgpt_edge.export.lower.embedding import lower_embedding
+from mgpt_edge.export.lower.graphs import GraphLowering
 from mgpt_edge.export.lower.half import HALF
 from mgpt_edge.export.lower.linears import lower_linears
 from mgpt_edge.export.lower.positions import Positions
 from mgpt_edge.export.lower.products import OPERANDS, emit
+from mgpt_edge.export.lower.vq import lower_vq
 from mgpt_edge.export.lower.weights import Weights, finish, name_nodes
 
 if TYPE_CHECKING:
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mgpt_edge.export.lower.products import Largest
+    from mgpt_edge.export.lower.lowering import Largest, Source
 
-PRECISIONS = tuple(OPERANDS)
 DOMAIN = "trt"
 ATTENTION = "TRT_Attention"
 OPSET = 24
@@ -60,11 +60,10 @@ def lower_decoder(
     for node in list(graph):
         if node.op_type == "CachedAttention":
             _lower_attention(graph, node, positions, ends, weights)
-    lower_linears(graph, weights, emit(precision, largest))
+    lower_linears(graph, weights, emit(LOWERING.emitter(precision), largest))
     lower_embedding(graph, weights)
-    function = _attention()
-    model.functions[function.identifier()] = function
-    return _finish(model, weights, precision)
+    weights.define(_attention())
+    return finish(model, weights, {"": OPSET, DOMAIN: 1}, IR_VERSION)
 
 
 def lower_head(
@@ -72,8 +71,8 @@ def lower_head(
 ) -> ir.Model:
     """A traced head; `read("weight")` gives its rows of the vocabulary."""
     weights = Weights(model.graph, read)
-    lower_linears(model.graph, weights, emit(precision, largest))
-    return _finish(model, weights, precision)
+    lower_linears(model.graph, weights, emit(LOWERING.emitter(precision), largest))
+    return finish(model, weights, {"": OPSET, DOMAIN: 1}, IR_VERSION)
 
 
 def _lower_attention(graph: ir.Graph, node: ir.Node, positions: Positions, ends: ir.Value, weights: Weights) -> None:
@@ -117,8 +116,23 @@ def _attention() -> ir.Function:
     return ir.Function(DOMAIN, ATTENTION, graph=body, attributes=[kind])
 
 
-def _finish(model: ir.Model, weights: Weights, precision: str) -> ir.Model:
-    if precision == "nvfp4":
-        function = nvfp4.quantise_function(OPSET)
-        model.functions[function.identifier()] = function
-    return finish(model, weights, {"": OPSET, DOMAIN: 1}, IR_VERSION)
+class TensorRtLowering(GraphLowering):
+    """For TensorRT for RTX, and for TensorRT from 11.0 on."""
+
+    name = "tensorrt"
+    activations = "halves"
+    emit = OPERANDS
+
+    def decoder(self, graph: ir.Model, source: Source) -> ir.Model:
+        return lower_decoder(graph, source.checkpoint.array, source.precision, source.capacity, source.largest)
+
+    def head(
+        self, graph: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str, largest: Largest | None
+    ) -> ir.Model:
+        return lower_head(graph, read, precision, largest)
+
+    def vq(self, model: ir.Model, read: Callable[[str], NDArray[np.generic]]) -> ir.Model:
+        return lower_vq(model, read, narrow_codes=True)
+
+
+LOWERING = TensorRtLowering()

@@ -15,10 +15,12 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from mgpt_edge.export.lower.embedding import lower_embedding
+from mgpt_edge.export.lower.graphs import GraphLowering
 from mgpt_edge.export.lower.half import HALF
 from mgpt_edge.export.lower.linears import lower_linears
 from mgpt_edge.export.lower.positions import Positions
-from mgpt_edge.export.lower.products import emit
+from mgpt_edge.export.lower.products import OPERANDS, emit
+from mgpt_edge.export.lower.vq import lower_vq
 from mgpt_edge.export.lower.weights import Weights, finish, name_nodes, replace
 
 if TYPE_CHECKING:
@@ -26,9 +28,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mgpt_edge.export.lower.products import Largest
+    from mgpt_edge.export.lower.lowering import Largest, Source
 
-PRECISIONS = ("fp16", "int8", "int4", "w8a8", "fp8")
 OPSET = 20
 OPSET_INT4 = 21  # the first in which ONNX has 4 bits, and blocks; TensorRT 10 reads both, and asks for no opset
 IR_VERSION = 10
@@ -62,7 +63,7 @@ def lower_decoder(
             _lower_attention(graph, node, positions, mask, weights)
         elif node.op_type == "RMSNormalization":
             _lower_norm(graph, node, weights)
-    lower_linears(graph, weights, emit(precision, largest))
+    lower_linears(graph, weights, emit(LOWERING.emitter(precision), largest))
     lower_embedding(graph, weights)
     return _finish(model, weights, precision)
 
@@ -72,7 +73,7 @@ def lower_head(
 ) -> ir.Model:
     """A traced head; `read("weight")` gives its rows of the vocabulary."""
     weights = Weights(model.graph, read)
-    lower_linears(model.graph, weights, emit(precision, largest))
+    lower_linears(model.graph, weights, emit(LOWERING.emitter(precision), largest))
     return _finish(model, weights, precision)
 
 
@@ -179,3 +180,25 @@ def _lower_norm(graph: ir.Graph, node: ir.Node, weights: Weights) -> None:
 def _finish(model: ir.Model, weights: Weights, precision: str) -> ir.Model:
     opset = OPSET_INT4 if precision == "int4" else OPSET
     return finish(model, weights, {"": opset}, IR_VERSION)
+
+
+class TensorRt10Lowering(GraphLowering):
+    """For TensorRT 10.3 up to 11."""
+
+    name = "tensorrt10"
+    activations = "halves"
+    emit = OPERANDS
+
+    def decoder(self, graph: ir.Model, source: Source) -> ir.Model:
+        return lower_decoder(graph, source.checkpoint.array, source.precision, source.capacity, source.largest)
+
+    def head(
+        self, graph: ir.Model, read: Callable[[str], NDArray[np.generic]], precision: str, largest: Largest | None
+    ) -> ir.Model:
+        return lower_head(graph, read, precision, largest)
+
+    def vq(self, model: ir.Model, read: Callable[[str], NDArray[np.generic]]) -> ir.Model:
+        return split_group_norms(lower_vq(model, read, narrow_codes=True))
+
+
+LOWERING = TensorRt10Lowering()

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from mgpt_edge.export.lower.cpu import IR_VERSION, OPSET
 from mgpt_edge.export.lower.weights import Weights, finish
 
 if TYPE_CHECKING:
@@ -15,14 +14,19 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+# What ONNX Runtime 1.23 reads, the last for Python 3.10. No operator used here or by `cpu` changed between this opset
+# and the traced one, and the newer norm is lowered.
+OPSET = 21
+IR_VERSION = 10
 
-def lower_vq(model: ir.Model, read: Callable[[str], NDArray[np.generic]], *, tensorrt: bool = False) -> ir.Model:
+
+def lower_vq(model: ir.Model, read: Callable[[str], NDArray[np.generic]], *, narrow_codes: bool = False) -> ir.Model:
     """A traced VQ graph, in place; half-precision weights are stored as such and widened at load.
 
     Args:
         model: of `trace.trace_vq_decoder` or `trace_vq_encoder`.
         read: name of a weight -> array.
-        tensorrt: codes are int32, for its parser warns of int64.
+        narrow_codes: they are int32, since the parser of TensorRT warns of int64.
     """
     graph, weights = model.graph, Weights(model.graph, read)
     for value in list(graph.initializers.values()):
@@ -32,7 +36,7 @@ def lower_vq(model: ir.Model, read: Callable[[str], NDArray[np.generic]], *, ten
             cast = ir.node("Cast", [narrow], {"to": value.dtype.value})
             graph.insert_before(graph[0], cast)
             ir.convenience.replace_all_uses_with(value, cast.outputs[0])
-    if tensorrt:
+    if narrow_codes:
         _narrow_codes(graph)
     return finish(model, weights, {"": OPSET}, IR_VERSION)
 

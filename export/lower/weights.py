@@ -26,6 +26,7 @@ class Weights:
         self.traced = frozenset(graph.initializers)
         self.read = read
         self.added: list[ir.Value] = []
+        self.functions: dict[ir.OperatorIdentifier, ir.Function] = {}
         self.constants: dict[tuple[np.dtype[np.generic], tuple[int, ...], bytes], ir.Value] = {}
 
     def float32(self, name: str) -> NDArray[np.float32]:
@@ -41,6 +42,10 @@ class Weights:
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
         self.added.append(value)
         return value
+
+    def define(self, function: ir.Function) -> None:
+        """Gives the file the meaning of an operator that is not ONNX's."""
+        self.functions[function.identifier()] = function
 
     def constant(self, array: NDArray[np.generic] | np.generic | list[int]) -> ir.Value:
         """A small array, whole in the graph; equal ones are one."""
@@ -65,6 +70,7 @@ def replace(old: ir.Value, new: ir.Value) -> None:
 def finish(model: ir.Model, weights: Weights, opsets: dict[str, int], ir_version: int) -> ir.Model:
     """Drops what nothing uses, gives every traced weight its data, and orders the graph."""
     graph = model.graph
+    model.functions.update(weights.functions)
     for value in weights.added:
         graph.register_initializer(value)
     ir.passes.common.IdentityEliminationPass()(model)

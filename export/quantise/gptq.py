@@ -21,7 +21,7 @@ def compensated(weight: Tensor, moments: Tensor, blocks: ModuleType) -> tuple[Te
     Args:
         weight: [out, in].
         moments: the inputs' second moments, float32 [in, in], of any scale.
-        blocks: of `quantise.BLOCKS`.
+        blocks: of `rounding.blocks_of`.
 
     Returns:
         Values -8..7 int8 [out, in] and scales float32 [out, in / BLOCK], which packing finds again.

@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mgpt_edge.export.quantise.int8 import Int8Linear
+from mgpt_edge.export.quantise.precision import Precision
+from mgpt_edge.export.quantise.weight_only import WeightOnlyLinear
 from mgpt_edge.runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -50,7 +53,7 @@ def scaled(blocks: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np
     """Of blocks [..., BLOCK]: their scales, and the input whose value the scale comes from with its -8..7, [...]."""
     end = np.abs(blocks).argmax(-1)
     extreme = np.take_along_axis(blocks, end[..., None], -1)[..., 0]
-    scale = _brain(np.where(extreme == 0, np.float32(1), extreme / np.float32(-8)))
+    scale = _bfloat16(np.where(extreme == 0, np.float32(1), extreme / np.float32(-8)))
     return scale, end, np.where(extreme == 0, 0, -8).astype(np.int8)
 
 
@@ -60,7 +63,7 @@ def unpack(packed: NDArray[np.uint8], scales: NDArray[np.float32]) -> NDArray[np
     return (values * scales[..., None]).reshape(len(packed), -1)
 
 
-def _brain(x: NDArray[np.float32]) -> NDArray[np.float32]:
+def _bfloat16(x: NDArray[np.float32]) -> NDArray[np.float32]:
     """The nearest numbers that bfloat16 holds."""
     return torch.from_numpy(x).to(torch.bfloat16).float().numpy()
 
@@ -79,3 +82,16 @@ class Int4Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Float32 [..., in] -> float32 [..., out]."""
         return x @ self.rounded.T
+
+
+def _linear(weight: Tensor, _: float) -> nn.Module:
+    return Int4Linear(weight) if fits(weight.shape[1]) else Int8Linear(weight)
+
+
+INT4 = Precision(
+    name="int4",
+    order=3,
+    bits=4,
+    linear={"bytes": _linear, "halves": lambda weight, _: WeightOnlyLinear(weight, "int4")},
+    image_head="int8",
+)

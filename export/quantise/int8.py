@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mgpt_edge.export.quantise.precision import Precision
+from mgpt_edge.export.quantise.weight_only import WeightOnlyLinear
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -54,3 +57,14 @@ class Int8Linear(nn.Module):
         # Sums of int8 products stay below 2^53, so float64 holds what the int32 accumulator holds.
         total = (activations.double() @ self.quantised.double()).float()
         return total * self.scale * token
+
+
+INT8 = Precision(
+    name="int8",
+    order=2,
+    bits=8,
+    linear={
+        "bytes": lambda weight, _: Int8Linear(weight),
+        "halves": lambda weight, _: WeightOnlyLinear(weight, "int8"),
+    },
+)

@@ -12,10 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mgpt_edge.export.equalise import smooth
+from mgpt_edge.export.quantise.precision import Precision
 from mgpt_edge.export.quantise.weight_only import half_scale, pack, unpack
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     from numpy.typing import NDArray
+
+    from mgpt_edge.export.lower.products import Linear
 
 LARGEST = 127
 
@@ -44,3 +49,20 @@ class W8A8Linear(nn.Module):
         kept = torch.round(x.half().float() / self.scale).clamp(-LARGEST - 1, LARGEST)
         activations = (kept * self.scale).half().float()
         return (activations @ self.rounded.T).half().float()
+
+
+def _operands(linear: Linear) -> list[ir.Value]:
+    """Both sides through 8 bits: TensorRT multiplies those."""
+    scale = linear.weights.constant(activation_scale(linear.largest_input()))
+    return [linear.rounded(scale, np.int8), linear.unpacked(8)]
+
+
+W8A8 = Precision(
+    name="w8a8",
+    order=5,
+    bits=8,
+    linear=dict.fromkeys(("bytes", "halves"), W8A8Linear),
+    statistics=True,
+    rescale=lambda checkpoint, statistics, _: smooth(checkpoint, statistics),
+    emit=dict.fromkeys(("tensorrt", "tensorrt10"), _operands),
+)

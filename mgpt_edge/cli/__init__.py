@@ -17,14 +17,13 @@ from mgpt_edge.cli import (
     bundles,
     calibrate,
     doctor,
-    drawing,
     finetune,
     generate,
     gptq,
     talk,
     transform,
 )
-from mgpt_edge.runtime.errors import CompatibilityWarning, InvalidRequest, MgptError
+from mgpt_edge.runtime.errors import CompatibilityWarning, Interrupted, InvalidRequest, MgptError
 
 app = typer.Typer(
     name="mgpt",
@@ -74,14 +73,14 @@ def main() -> None:
     warnings.showwarning = _show_warning
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
-        if code == drawing.Interrupted.exit_code:  # newer releases of click return it
+        if code == Interrupted.exit_code:  # newer releases of click return it
             code = _fail("interrupted", "Interrupted", code, as_json=as_json)
     except MgptError as error:
         code = _fail(str(error), type(error).__name__, error.exit_code, as_json=as_json)
     except UsageError as error:
         code = _fail(error.format_message(), "InvalidRequest", InvalidRequest.exit_code, as_json=as_json)
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail("interrupted", "Interrupted", drawing.Interrupted.exit_code, as_json=as_json)
+        code = _fail("interrupted", "Interrupted", Interrupted.exit_code, as_json=as_json)
     sys.exit(code)
 
 

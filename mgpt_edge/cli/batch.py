@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mgpt_edge.cli.drawing import Interrupted, parse_size
 from mgpt_edge.cli.options import AsJson, Bundle
-from mgpt_edge.runtime.errors import IncompleteAnswer, InvalidRequest, MgptError
+from mgpt_edge.runtime.errors import IncompleteAnswer, Interrupted, InvalidRequest, MgptError
+from mgpt_edge.runtime.intake.request import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,16 +118,17 @@ def _parse(line: bytes, name: str) -> dict[str, Any]:
 
 def _do(model: Model, job: dict[str, Any], beside: Path, output: Path) -> Path | None:
     """Does one job; None where its file exists."""
-    from mgpt_edge.runtime.bundle import write_atomically
-    from mgpt_edge.runtime.metadata import save
-    from mgpt_edge.runtime.prompt import FROM_WORDS
+    from mgpt_edge.runtime.bundle.folder import write_atomically
+    from mgpt_edge.runtime.family import tasks
+    from mgpt_edge.runtime.results.metadata import save
 
     kinds = {"prompt", "task", "question"} & job.keys()
-    from_words = "prompt" in kinds and kinds <= {"prompt", "task"} and job.get("task") in (None, *FROM_WORDS)
+    known = tasks.from_words()
+    from_words = "prompt" in kinds and kinds <= {"prompt", "task"} and job.get("task") in (None, *known)
     if ("image" in job) == from_words or not (from_words or kinds in ({"task"}, {"question"})):
-        tasks, got = " or ".join(FROM_WORDS), " and ".join(sorted(job.keys() & set(CONTENT) - {"name"}))
+        names, got = " or ".join(known), " and ".join(sorted(job.keys() & set(CONTENT) - {"name"}))
         msg = (
-            f"a job has a prompt (and maybe the task {tasks}); or a task and an image; or a question and an image; "
+            f"a job has a prompt (and maybe the task {names}); or a task and an image; or a question and an image; "
             f"got {got or 'none of them'}"
         )
         raise InvalidRequest(msg)
@@ -147,8 +148,8 @@ def _do(model: Model, job: dict[str, Any], beside: Path, output: Path) -> Path |
 
 def _answer(model: Model, image: Path, stem: Path, question: str, **settings: Any) -> str:
     """The answer's text, with a mark where each picture stands; the pictures go to files."""
-    from mgpt_edge.runtime.answer import Answer
-    from mgpt_edge.runtime.metadata import save
+    from mgpt_edge.runtime.results.events import Answer
+    from mgpt_edge.runtime.results.metadata import save
 
     try:
         answer = Answer.of(model.stream(question, images=image, task="chat", **settings))

@@ -12,7 +12,7 @@ VERBS = {
     "report": "everything in one folder: a page to publish, a Markdown table, JSON",
     "compare": "two stored reports: ratios, and whether the second is worse than both scatter",
     "publish": "a stored report into docs/benchmarks.md and the README's tables",
-    "calibrate": "what guessing ahead costs here, kept for the adaptive window",
+    "passes": "what guessing ahead costs here, kept for the adaptive window",
     "latency": "loading, the first row, a code, a picture, memory; with guesses ahead; four at a time",
     "speculation": "passes and time with guesses ahead, beside published ways",
     "peers": "one guided token: our engines, the family's own loop, llama.cpp and others, the least that memory allows",
@@ -23,6 +23,8 @@ VERBS = {
     "precisions": "precisions and engines: how far from float32, what they draw, size and speed",
     "quality": "how often the small model does what it is asked",
 }
+RENAMED = {"calibrate": "passes"}
+"""Old names, which work for one release more."""
 SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
 
@@ -34,6 +36,9 @@ def bench(context: typer.Context) -> int | None:
         for name, what in VERBS.items():
             typer.echo(f"  {name:12} {what}")
         return None
+    if verb in RENAMED:
+        typer.echo(f"mgpt: mgpt bench {verb} is called mgpt bench {RENAMED[verb]} now", err=True)
+        verb = RENAMED[verb]
     if verb not in VERBS:
         msg = f"there is no bench {verb!r}; there are {', '.join(VERBS)}"
         raise InvalidRequest(msg)

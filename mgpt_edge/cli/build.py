@@ -25,14 +25,14 @@ def build(
     Where memory does not hold the compiler of the whole decoder, it becomes several engines of some layers each.
     """
     from mgpt_edge.export.plans import build_plans, forecast_bytes
-    from mgpt_edge.runtime import memory
-    from mgpt_edge.runtime.bundle import Bundle
+    from mgpt_edge.runtime import machine
+    from mgpt_edge.runtime.bundle.folder import Bundle
 
     sms = [] if sm is None else _parse_sms(sm)
     bundle = Bundle.peek(path)
     if not as_json:
-        free = memory.mebibytes(memory.available_bytes())
-        print(f"compiling takes about {memory.mebibytes(forecast_bytes(bundle))} uncut, {free} are free")
+        free = machine.mebibytes(machine.available_bytes())
+        print(f"compiling takes about {machine.mebibytes(forecast_bytes(bundle))} uncut, {free} are free")
     with _progress(quiet=as_json) as progress:
         built = build_plans(bundle, sms, progress)
     plans = {

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from mgpt_edge.export.checkpoint import Checkpoint
     from mgpt_edge.export.statistics import Statistics
-    from mgpt_edge.runtime.bundle import Bundle
+    from mgpt_edge.runtime.bundle.folder import Bundle
+    from mgpt_edge.runtime.bundle.manifest import Manifest
     from mgpt_edge.runtime.engines.base import Engine
-    from mgpt_edge.runtime.manifest import Manifest
 
 
 def export(
@@ -87,7 +87,7 @@ def inspect(path: Annotated[Path, typer.Argument(help="Bundle or checkpoint.")],
     """Print what a bundle or a checkpoint is."""
     from dataclasses import asdict
 
-    from mgpt_edge.runtime.bundle import Bundle
+    from mgpt_edge.runtime.bundle.folder import Bundle
 
     if _is_checkpoint(path):
         need_torch()
@@ -120,7 +120,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check a bundle's hashes, that it computes its golden logits here, and how well it follows its checkpoint."""
-    from mgpt_edge.runtime.bundle import Bundle
+    from mgpt_edge.runtime.bundle.folder import Bundle
     from mgpt_edge.runtime.errors import InvalidRequest
     from mgpt_edge.runtime.golden import recompute
     from mgpt_edge.runtime.model import Model
@@ -151,9 +151,10 @@ def _compare(
     from dataclasses import asdict
 
     need_torch()
-    from mgpt_edge.cli.conversations import layers_done, read_conversations
+    from mgpt_edge.cli.progress import layers_done
     from mgpt_edge.export.agreement import agreement
     from mgpt_edge.export.checkpoint import Checkpoint
+    from mgpt_edge.finetune.encoder import read_conversations
     from mgpt_edge.runtime.errors import InvalidRequest
 
     checkpoint = Checkpoint.open(against, vq)
@@ -173,8 +174,9 @@ def estimate(
     as_json: AsJson = False,
 ) -> None:
     """Print the memory that drawing a picture takes; exit code 1 if there is less, on the GPU for a bundle of one."""
-    from mgpt_edge.cli.generate import parse_size
-    from mgpt_edge.runtime import memory
+    from mgpt_edge.runtime import machine
+    from mgpt_edge.runtime.intake import memory
+    from mgpt_edge.runtime.intake.request import parse_size
 
     manifest, others = _estimated(path, precision)
     target = manifest.pictures.target_size
@@ -187,7 +189,7 @@ def estimate(
         print(json.dumps({**facts, "hint": hint}))
     else:
         for name, count in need.to_json().items():
-            print(f"{name.removesuffix('_bytes'):12} {memory.mebibytes(count):>14}")
+            print(f"{name.removesuffix('_bytes'):12} {machine.mebibytes(count):>14}")
         print(f"{'free here':12} {said:>14}")
         if hint:
             print(f"a picture of {chosen[0]}x{chosen[1]} in {manifest.precision} does not fit; {hint}")
@@ -196,12 +198,12 @@ def estimate(
 
 def _free(engine: str) -> tuple[int | None, str]:
     """Bytes free where the engine keeps a bundle, and how to say it."""
-    from mgpt_edge.runtime.engines import free_bytes
+    from mgpt_edge.runtime.engines import engine_kind
     from mgpt_edge.runtime.errors import IncompatibleEngine
-    from mgpt_edge.runtime.memory import mebibytes
+    from mgpt_edge.runtime.machine import mebibytes
 
     try:
-        count = free_bytes(engine)
+        count = engine_kind(engine).free_bytes()
     except IncompatibleEngine as error:
         return None, str(error)
     return count, mebibytes(count)
@@ -209,7 +211,7 @@ def _free(engine: str) -> tuple[int | None, str]:
 
 def _estimated(path: Path, precision: str | None) -> tuple[Manifest, list[Manifest]]:
     """The manifest to estimate by, and those of the checkpoint's other precisions."""
-    from mgpt_edge.runtime.bundle import Bundle
+    from mgpt_edge.runtime.bundle.folder import Bundle
     from mgpt_edge.runtime.errors import InvalidRequest
 
     if not _is_checkpoint(path):

@@ -22,11 +22,12 @@ def calibrate(
 ) -> None:
     """Measure what a checkpoint's layers see, so that export rounds their weights better; a killed run goes on."""
     from mgpt_edge.cli.bundles import need_torch
-    from mgpt_edge.cli.conversations import layers_done, read_conversations
+    from mgpt_edge.cli.progress import layers_done
 
     need_torch()
     from mgpt_edge.export.checkpoint import Checkpoint
     from mgpt_edge.export.statistics import collect
+    from mgpt_edge.finetune.encoder import read_conversations
 
     opened = Checkpoint.open(checkpoint, vq)
     sequences = [sample.tokens for sample in read_conversations(opened, data, records, target_size)]

@@ -26,8 +26,8 @@ def _facts() -> dict[str, Any]:
     import sys
     from importlib import metadata
 
-    from mgpt_edge.runtime import _native, memory
-    from mgpt_edge.runtime.bundle import default_bundle
+    from mgpt_edge.runtime import _native, machine
+    from mgpt_edge.runtime.bundle.folder import default_bundle
 
     def installed(name: str) -> str:
         try:
@@ -35,34 +35,34 @@ def _facts() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             return "not installed"
 
-    cores = memory.physical_cores()
+    cores = machine.physical_cores()
     bandwidth = _native.read_bandwidth(BANDWIDTH_BYTES, cores, BANDWIDTH_SECONDS)
     names = ("mgpt-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx", "tensorrt", "cuda-python", "torch")
     return {
         "python": f"{sys.version.split()[0]} on {platform.platform()}",
         **{name: installed(name) for name in names},
         **_engines(),
-        "decoder kernels": " ".join(_native.decoder_kernels()),
+        "decoder kernels": " ".join(_native.instruction_sets()),
         "cuda kernels": _cuda_kernels(),
         "cores": cores,
         "cpu features": " ".join(name for name, there in _native.cpu_features().items() if there) or "none known",
         "memory read": f"{bandwidth:.1f} GB/s with {cores} threads",
-        "memory free": memory.mebibytes(memory.available_bytes()),
+        "memory free": machine.mebibytes(machine.available_bytes()),
         "gpu": _gpu(),
         "default bundle": str(default_bundle()) if default_bundle().is_dir() else f"missing: {default_bundle()}",
     }
 
 
 def _engines() -> dict[str, str]:
-    from mgpt_edge.runtime.engines import ENGINES, missing
+    from mgpt_edge.runtime.engines import engine_kinds
 
-    lacking = {name: missing(name) for name in ENGINES}
+    lacking = {name: kind.missing() for name, kind in engine_kinds().items()}
     return {f"engine {name}": "ready" if lack is None else f"no: {lack}" for name, lack in lacking.items()}
 
 
 def _cuda_kernels() -> str:
     """Whether TensorRT's engines draw codes on the GPU, or what keeps them from it."""
-    from mgpt_edge.runtime.engines.kernels import kernel_library
+    from mgpt_edge.runtime.engines.gpu.kernels import kernel_library
     from mgpt_edge.runtime.errors import IncompatibleEngine
 
     try:
@@ -74,9 +74,9 @@ def _cuda_kernels() -> str:
 
 def _gpu() -> str:
     """The GPU as cuda-python sees it, or why there is none."""
+    from mgpt_edge.runtime.engines.gpu.device import Gpu
     from mgpt_edge.runtime.errors import IncompatibleEngine
-    from mgpt_edge.runtime.gpu import Gpu
-    from mgpt_edge.runtime.memory import mebibytes
+    from mgpt_edge.runtime.machine import mebibytes
 
     try:
         gpu = Gpu()

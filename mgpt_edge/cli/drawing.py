@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from typing import TYPE_CHECKING, Any
 
-from mgpt_edge.runtime.errors import InvalidRequest, MgptError
+from mgpt_edge.runtime.errors import Interrupted, InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from mgpt_edge.runtime.answer import Event
-    from mgpt_edge.runtime.loop import FinishedRow
+    from mgpt_edge.runtime.decoding.steps import FinishedRow
+    from mgpt_edge.runtime.intake.request import Request
     from mgpt_edge.runtime.model import Model
-    from mgpt_edge.runtime.request import Request
-
-
-class Interrupted(MgptError):
-    """Ctrl-C, after what was finished has been saved."""
-
-    exit_code = 130
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """`WIDTHxHEIGHT` -> (width, height)."""
-    match = re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", text.strip())
-    if match is None:
-        msg = f"--size must look like 128x128 (width x height), got {text!r}"
-        raise InvalidRequest(msg)
-    return int(match[1]), int(match[2])
+    from mgpt_edge.runtime.results.events import Event
 
 
 def numbered(output: Path, count: int | None) -> list[Path]:
@@ -62,9 +46,9 @@ def draw(
     quiet: bool,
 ) -> dict[str, Any]:
     """Saves each picture of a request's events as it is done; returns what `--json` prints."""
-    from mgpt_edge.runtime.answer import Picture, Preview
-    from mgpt_edge.runtime.loop import FinishedRow
-    from mgpt_edge.runtime.metadata import KEY, save
+    from mgpt_edge.runtime.decoding.steps import FinishedRow
+    from mgpt_edge.runtime.results.events import Picture, Preview
+    from mgpt_edge.runtime.results.metadata import KEY, save
 
     pictures: dict[int, dict[str, Any]] = {}
     rows: dict[int, FinishedRow] = {}  # the newest of each picture that is not done
@@ -94,7 +78,7 @@ def _save_partial(
     model: Model, request: Request, row: FinishedRow, paths: list[Path], kept_rows: Sequence[int]
 ) -> str | None:
     """Keeps what an interrupted picture had, and how the whole is drawn; returns what to tell the user."""
-    from mgpt_edge.runtime.metadata import KEY, save
+    from mgpt_edge.runtime.results.metadata import KEY, save
 
     partial = model.presenter.partial(row.tokens)
     if partial is None:
@@ -110,7 +94,7 @@ def _with_progress(model: Model, events: Iterator[Event], pictures: int, *, quie
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from mgpt_edge.runtime.loop import FinishedRow
+    from mgpt_edge.runtime.decoding.steps import FinishedRow
 
     console = Console(stderr=True)
     columns = (

@@ -52,8 +52,8 @@ def sft(
     as_json: AsJson = False,
 ) -> None:
     _need_extra()
-    from mgpt_edge.cli.drawing import Interrupted
     from mgpt_edge.finetune.training import Settings, finetune
+    from mgpt_edge.runtime.errors import Interrupted
 
     several = ctx.info_name == "fp-sft"
     _check(target_size or [], bad_records, several=several)

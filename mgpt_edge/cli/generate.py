@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mgpt_edge.cli.drawing import check_output, draw, numbered, parse_size
+from mgpt_edge.cli.drawing import check_output, draw, numbered
 from mgpt_edge.cli.options import OUTPUT, AsJson, Bundle, Count, Guidance, Output, Seed, Temperature, TopK
 from mgpt_edge.runtime.errors import InvalidRequest
+from mgpt_edge.runtime.intake.request import parse_size
 
 if TYPE_CHECKING:
     from mgpt_edge.runtime.model import Model
@@ -49,8 +50,8 @@ def generate(
 
     Every option that is not given comes from --from-image, else from the bundle's manifest.
     """
+    from mgpt_edge.runtime.intake.request import check_generate
     from mgpt_edge.runtime.model import load
-    from mgpt_edge.runtime.request import check_generate
 
     check_generate(task or "text-to-image")
     given: dict[str, Any] = {
@@ -94,9 +95,9 @@ def recorded(path: Path, model: Model) -> dict[str, Any]:
     """The settings that a PNG was drawn with; warns where this bundle is another one."""
     import warnings
 
-    from mgpt_edge.runtime import metadata
     from mgpt_edge.runtime.errors import CompatibilityWarning
-    from mgpt_edge.runtime.prompt import FROM_WORDS
+    from mgpt_edge.runtime.family.tasks import from_words
+    from mgpt_edge.runtime.results import metadata
 
     info = metadata.read(path)
     if info.get("bundle") != model.bundle.digest:
@@ -105,7 +106,7 @@ def recorded(path: Path, model: Model) -> dict[str, Any]:
             f"{model.bundle.folder}: the picture will differ; choose the bundle with --model"
         )
         warnings.warn(msg, CompatibilityWarning, stacklevel=2)
-    if info.get("task", "text-to-image") not in FROM_WORDS:
+    if info.get("task", "text-to-image") not in from_words():
         msg = f"{path} is an answer to more than its own words ({info['task']}), which it does not hold"
         raise InvalidRequest(msg)
     if info.get("kept_rows"):

@@ -23,11 +23,12 @@ def gptq(
 ) -> None:
     """Round weights to 4 bits, errors made good by one another (GPTQ): hours for 7B weights, a killed run goes on."""
     from mgpt_edge.cli.bundles import need_torch
-    from mgpt_edge.cli.conversations import layers_done, read_conversations
+    from mgpt_edge.cli.progress import layers_done
 
     need_torch()
     from mgpt_edge.export.checkpoint import Checkpoint
     from mgpt_edge.export.gptq import round_checkpoint
+    from mgpt_edge.finetune.encoder import read_conversations
 
     opened = Checkpoint.open(checkpoint, vq)
     sequences = [sample.tokens for sample in read_conversations(opened, data, records, target_size)]

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mgpt_edge.cli.drawing import parse_size
 from mgpt_edge.cli.options import AsJson, Bundle, MaxTokens, Seed, Temperature, TextTopK
 from mgpt_edge.runtime.errors import InvalidRequest, MgptError
+from mgpt_edge.runtime.intake.request import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from PIL import Image
 
-    from mgpt_edge.runtime.answer import Event
     from mgpt_edge.runtime.chat import Chat
     from mgpt_edge.runtime.errors import IncompleteAnswer
     from mgpt_edge.runtime.model import Model
+    from mgpt_edge.runtime.results.events import Event
 
 HELP = """/image PATH   adds a picture to your next message; /image alone drops those added
 /draw WORDS   asks for a picture, in the words the model was trained on
@@ -44,10 +44,10 @@ def ask(
     as_json: AsJson = False,
 ) -> None:
     """Answer a question about a picture; pictures in the answer become answer-1.png, …"""
-    from mgpt_edge.runtime.answer import Answer
     from mgpt_edge.runtime.errors import IncompleteAnswer
-    from mgpt_edge.runtime.metadata import save
     from mgpt_edge.runtime.model import load
+    from mgpt_edge.runtime.results.events import Answer
+    from mgpt_edge.runtime.results.metadata import save
 
     _check_folder(output)
     settings = {"seed": seed, "temperature": temperature, "text_top_k": text_top_k, "max_tokens": max_tokens}
@@ -123,10 +123,10 @@ def chat(
 
 def _request(model: Model, size: tuple[int, int] | None, words: str) -> str:
     """A wish for a picture as the family was trained on it."""
-    from mgpt_edge.runtime.prompt import TEMPLATES
+    from mgpt_edge.runtime.family.tasks import template
 
     width, height = size or (model.manifest.pictures.target_size,) * 2
-    return TEMPLATES["text-to-image"].format(width=width, height=height, prompt=words.strip())
+    return template("text-to-image").format(width=width, height=height, prompt=words.strip())
 
 
 def _check_folder(output: Path) -> None:
@@ -137,7 +137,7 @@ def _check_folder(output: Path) -> None:
 
 def _attach(path: str) -> list[Image.Image]:
     """The picture for the next message, opened now, so that a wrong path is known at once."""
-    from mgpt_edge.runtime.pictures import open_picture
+    from mgpt_edge.runtime.intake.pictures import open_picture
 
     try:
         return [open_picture(path)]
@@ -171,9 +171,9 @@ def _answer(conversation: Chat, text: str, images: list[Image.Image], seed: int 
 
 def _print(events: Iterator[Event], names: Iterator[Path]) -> None:
     """Text as it comes, and the names of files where pictures stand."""
-    from mgpt_edge.runtime.answer import Picture, Text
-    from mgpt_edge.runtime.loop import End
-    from mgpt_edge.runtime.metadata import save
+    from mgpt_edge.runtime.decoding.steps import End
+    from mgpt_edge.runtime.results.events import Picture, Text
+    from mgpt_edge.runtime.results.metadata import save
 
     complete = True
     try:
@@ -194,7 +194,7 @@ def _print(events: Iterator[Event], names: Iterator[Path]) -> None:
 
 def _save_partial(error: IncompleteAnswer, names: Iterator[Path]) -> None:
     """Keeps what there was of a picture that an answer broke off in."""
-    from mgpt_edge.runtime.metadata import save
+    from mgpt_edge.runtime.results.metadata import save
 
     if error.image is not None:
         path = next(names).with_suffix(".partial.png")

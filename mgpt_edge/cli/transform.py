@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from mgpt_edge.cli.drawing import check_output, draw, numbered, parse_size
+from mgpt_edge.cli.drawing import check_output, draw, numbered
 from mgpt_edge.cli.options import OUTPUT, AsJson, Bundle, Count, Guidance, Output, Seed, Temperature, TopK
 from mgpt_edge.runtime.errors import InvalidRequest
+from mgpt_edge.runtime.intake.request import parse_size
 
 
 def transform(
@@ -43,12 +44,12 @@ def transform(
 
     Options that are not given come from the bundle's manifest, for each task.
     """
+    from mgpt_edge.runtime.family.tasks import tasks
+    from mgpt_edge.runtime.intake.request import check_transform
     from mgpt_edge.runtime.model import load
-    from mgpt_edge.runtime.prompt import user_field
-    from mgpt_edge.runtime.request import check_transform
 
     check_transform(task)
-    if instruction is None and user_field(task) is not None:
+    if instruction is None and tasks()[task].field is not None:
         msg = f"the task {task!r} takes words, too: say with --instruction what to change, to detect or to show"
         raise InvalidRequest(msg)
     check_output(output)

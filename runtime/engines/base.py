@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mgpt_edge.runtime.sampling import Sampler
+    from mgpt_edge.runtime.sampling.sampler import Sampler
 
 Head = Literal["image", "text"]
 
 
 @dataclass(frozen=True, slots=True)
-class Fed:
+class Segment:
     """New tokens of one row of a cache, and of how many of the last ones logits are wanted."""
 
     row: int
@@ -78,7 +78,7 @@ class Rows(Protocol):
     def length(self, row: int) -> int:
         """Positions of a row whose K/V are valid."""
 
-    def forward(self, feeds: Sequence[Fed], head: Head) -> list[NDArray[np.float32]]:
+    def forward(self, feeds: Sequence[Segment], head: Head) -> list[NDArray[np.float32]]:
         """One pass over new tokens of some rows; the others are left as they are.
 
         Returns:

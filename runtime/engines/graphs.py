@@ -7,7 +7,7 @@ from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from mgpt_edge.runtime import memory
+from mgpt_edge.runtime import machine
 from mgpt_edge.runtime.errors import IncompatibleEngine
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mgpt_edge.runtime.bundle import Bundle
+    from mgpt_edge.runtime.bundle.folder import Bundle
 
 
 @cache
@@ -96,7 +96,7 @@ class Graphs:
         return self._sessions[name]
 
     def free_bytes(self) -> int:
-        return memory.available_bytes()
+        return machine.available_bytes()
 
     def decode_pixels(self, codes: NDArray[np.int64]) -> NDArray[np.uint8]:
         return self._run("vq_decoder", codes)

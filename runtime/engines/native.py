@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mgpt_edge.runtime._native import CpuDecoder
-from mgpt_edge.runtime.engines.graphs import Graphs
+from mgpt_edge.runtime.bundle.tensors import map_tensors
+from mgpt_edge.runtime.engines.graphs import Graphs, onnxruntime
+from mgpt_edge.runtime.engines.kind import EngineKind
 from mgpt_edge.runtime.errors import BundleError, OutOfMemory
-from mgpt_edge.runtime.rotary import rotary_tables
-from mgpt_edge.runtime.tensors import map_tensors
+from mgpt_edge.runtime.family.rotary import rotary_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mgpt_edge.runtime.bundle import Bundle
-    from mgpt_edge.runtime.engines.base import Fed, Head
-    from mgpt_edge.runtime.manifest import Dimensions
+    from mgpt_edge.runtime.bundle.folder import Bundle
+    from mgpt_edge.runtime.bundle.manifest import Dimensions
+    from mgpt_edge.runtime.engines.base import Head, Segment
 
 FILE = "decoder.safetensors"
 
@@ -59,7 +60,7 @@ class NativeEngine(Graphs):
     Args:
         bundle: opened, of engine "native".
         threads: of every pass.
-        kernels: one of `decoder_kernels()`; the fastest of this machine unless given.
+        kernels: one of `instruction_sets()`; the fastest of this machine unless given.
 
     Raises:
         BundleError: the decoder's file is damaged.
@@ -107,7 +108,7 @@ class NativeRows:
     def length(self, row: int) -> int:
         return self.cache.length(row)
 
-    def forward(self, feeds: Sequence[Fed], head: Head) -> list[NDArray[np.float32]]:
+    def forward(self, feeds: Sequence[Segment], head: Head) -> list[NDArray[np.float32]]:
         count = wanted = 0
         for number, fed in enumerate(feeds):
             self.plan[number] = fed.row, len(fed.tokens), fed.last
@@ -130,3 +131,15 @@ class NativeRows:
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         self.cache.copy_prefix(source, target, length)
+
+
+KIND = EngineKind(
+    name="native",
+    order=0,
+    lowering="native",
+    on_gpu=False,
+    element_bytes=1,
+    scale_bytes=4,
+    load=NativeEngine,
+    check=onnxruntime,  # for the VQ model
+)

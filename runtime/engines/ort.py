@@ -12,16 +12,17 @@ import numpy as np
 
 from mgpt_edge.runtime._native import KvRows
 from mgpt_edge.runtime.engines.graphs import Graphs, onnxruntime
+from mgpt_edge.runtime.engines.kind import EngineKind
 from mgpt_edge.runtime.errors import OutOfMemory
-from mgpt_edge.runtime.rotary import rotary_tables
+from mgpt_edge.runtime.family.rotary import rotary_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from mgpt_edge.runtime.bundle import Bundle
-    from mgpt_edge.runtime.engines.base import Fed, Head
+    from mgpt_edge.runtime.bundle.folder import Bundle
+    from mgpt_edge.runtime.engines.base import Head, Segment
 
 ROWS = 2
 
@@ -103,7 +104,7 @@ class OrtRows:
     def length(self, row: int) -> int:
         return self.cache.length(row)
 
-    def forward(self, feeds: Sequence[Fed], head: Head) -> list[NDArray[np.float32]]:
+    def forward(self, feeds: Sequence[Segment], head: Head) -> list[NDArray[np.float32]]:
         binding, logits = self._head(head)
         tokens: list[Sequence[int]] = [(), ()]
         for fed in feeds:
@@ -174,3 +175,6 @@ class OrtRows:
 def wrap(array: NDArray[Any]) -> Any:
     """ONNX Runtime's view of an array: the same memory, which it keeps alive."""
     return onnxruntime().OrtValue.ortvalue_from_numpy(array)
+
+
+KIND = EngineKind(name="cpu", order=1, lowering="cpu", on_gpu=False, element_bytes=4, load=OrtEngine, check=onnxruntime)

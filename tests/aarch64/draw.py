@@ -7,7 +7,7 @@ import sys
 
 import mgpt_edge
 from mgpt_edge.runtime import _native
-from mgpt_edge.runtime.answer import Picture
+from mgpt_edge.runtime.results.events import Picture
 
 PROMPT = "a red sphere on a gray floor"
 
@@ -17,4 +17,4 @@ pictures = [
     for seed in range(int(sys.argv[2]))
 ]
 pixels = [picture.image.tobytes().hex() for picture in pictures]
-print(json.dumps({"kernels": _native.decoder_kernels()[0], "tokens": [p.tokens for p in pictures], "pixels": pixels}))
+print(json.dumps({"kernels": _native.instruction_sets()[0], "tokens": [p.tokens for p in pictures], "pixels": pixels}))

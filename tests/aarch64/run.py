@@ -19,7 +19,7 @@ sys.path.insert(0, str(HERE))
 
 import machine  # noqa: E402
 
-TESTS = ("test_kv_rows.py", "test_machine.py", "test_noise.py", "test_sampler.py")
+TESTS = ("cpu/test_kv_rows.py", "test_machine.py", "sampling/test_noise.py", "sampling/test_sampler.py")
 PICTURES = 4
 # Native kernels are chosen by the CPU: with products of bytes, and without.
 RUNS = (
@@ -33,7 +33,7 @@ RUNS = (
 
 def main(folder: Path) -> int:
     """Prints a line for each bundle; 1 where a test fails or the native engine's pictures differ."""
-    tests = [str(TOP / "tests" / "native" / name) for name in TESTS]
+    tests = [str(TOP / "tests" / "csrc" / name) for name in TESTS]
     options = [
         "-q",
         "-m",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mgpt_edge.bench.results import Results
+from mgpt_edge.bench.page.results import Results
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mgpt_edge.bench.compare import Regression
-from mgpt_edge.bench.results import SCHEMA
+from mgpt_edge.bench.page.results import SCHEMA
 from mgpt_edge.cli import app
 from mgpt_edge.runtime.errors import InvalidRequest
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
-    from mgpt_edge.bench.results import Results
+    from mgpt_edge.bench.page.results import Results
 
 
 @pytest.fixture

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from mgpt_edge.bench import peers, transformers_steps
-from mgpt_edge.bench.decode import Case, ours
+from mgpt_edge.bench import peers
+from mgpt_edge.bench.measuring.sides import Case, ours
+from mgpt_edge.bench.models.random_checkpoint import SHAPES, write_checkpoint
+from mgpt_edge.bench.models.roofline import Decode
 from mgpt_edge.bench.peers import PEERS
-from mgpt_edge.bench.plain_llama import write_gguf
-from mgpt_edge.bench.random_checkpoint import SHAPES, write_checkpoint
-from mgpt_edge.bench.roofline import Decode
+from mgpt_edge.bench.rivals import transformers_steps
+from mgpt_edge.bench.rivals.plain_llama import write_gguf
 from mgpt_edge.cli import app
 from mgpt_edge.export.checkpoint import Checkpoint
-from mgpt_edge.runtime import memory
+from mgpt_edge.runtime import machine
 from mgpt_edge.runtime.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, names: list[str], *flags: str) -> 
 
 
 def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "mgpt_edge.bench.genai", raising=False)
+    monkeypatch.delitem(sys.modules, "mgpt_edge.bench.rivals.genai", raising=False)
     monkeypatch.setitem(sys.modules, "onnxruntime_genai", None)
     facts = json.loads(measured(monkeypatch, ["genai, int8", FAMILY], "--json"))
     assert facts["missing"] == {"genai, int8": "onnxruntime_genai is not installed: pip install onnxruntime-genai"}
@@ -66,7 +67,7 @@ def test_a_peer_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_peer_that_memory_does_not_hold_is_named(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = Decode(case.checkpoint.config, case.checkpoint.vocabulary.codes, PEERS[FAMILY].precision).held_bytes(40)
-    monkeypatch.setattr(memory, "available_bytes", lambda: int(needed) - 1)
+    monkeypatch.setattr(machine, "available_bytes", lambda: int(needed) - 1)
     assert "GiB of memory, 0.0 are free" in peers._set_up(case, PEERS[FAMILY])
 
 

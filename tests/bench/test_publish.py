@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 import pytest
 from typer.testing import CliRunner
 
-from mgpt_edge.bench import publish, results
+from mgpt_edge.bench import publish
+from mgpt_edge.bench.page import results
 from mgpt_edge.cli import app
 from mgpt_edge.runtime.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mgpt_edge.bench.results import Results
+    from mgpt_edge.bench.page.results import Results
 
 ROOT = Path(__file__).resolve().parents[2]
 README = """# A title

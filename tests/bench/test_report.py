@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from mgpt_edge.bench import page, plots, report
-from mgpt_edge.bench.figures import figures
-from mgpt_edge.bench.markdown import markdown
-from mgpt_edge.bench.results import read
+from mgpt_edge.bench import report
+from mgpt_edge.bench.page import page, plots
+from mgpt_edge.bench.page.figures import figures
+from mgpt_edge.bench.page.markdown import markdown
+from mgpt_edge.bench.page.results import read
 from mgpt_edge.cli import app
-from mgpt_edge.cli.drawing import Interrupted
-from mgpt_edge.runtime.bundle import default_bundle
-from mgpt_edge.runtime.errors import InvalidRequest
+from mgpt_edge.runtime.bundle.folder import default_bundle
+from mgpt_edge.runtime.errors import Interrupted, InvalidRequest
 from tests.bench.conftest import made_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from mgpt_edge.bench.results import Results
+    from mgpt_edge.bench.page.results import Results
 
 DRIFTING = ["ceiling", "latency", "speculation", "sampler", "chat"]
 ALL = [*DRIFTING, "peers", *DRIFTING, *DRIFTING]

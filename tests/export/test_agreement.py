@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from scipy.special import rel_entr
 from typer.testing import CliRunner
 
-from mgpt_edge.bench.reference import chameleon
+from mgpt_edge.bench.rivals.reference import chameleon
 from mgpt_edge.cli import app
 from mgpt_edge.export.agreement import agreement
 from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
-from mgpt_edge.finetune.examples import write_examples
+from mgpt_edge.finetune.mini.examples import write_examples
 from mgpt_edge.runtime.engines import load_engine
 from mgpt_edge.runtime.errors import InvalidRequest
 from tests.families import write_checkpoint
@@ -75,10 +75,10 @@ def test_equals_the_sums_over_transformers_logits(folder):
 
 
 def _logits(engine, tokens, kind):
-    from mgpt_edge.runtime.engines.base import Fed
+    from mgpt_edge.runtime.engines.base import Segment
 
     rows = engine.open((len(tokens), 0))
-    return np.stack([rows.forward([Fed(0, [token])], kind)[0][0].copy() for token in tokens])
+    return np.stack([rows.forward([Segment(0, [token])], kind)[0][0].copy() for token in tokens])
 
 
 def test_the_command_compares_records(folder):

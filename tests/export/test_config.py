@@ -11,7 +11,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgpt_edge.bench.random_checkpoint import SHAPES, config_json
+from mgpt_edge.bench.models.random_checkpoint import SHAPES, config_json
 from mgpt_edge.export.config import HARMLESS, NEUTRAL, DecoderConfig
 from mgpt_edge.runtime.errors import CheckpointError, CompatibilityWarning
 

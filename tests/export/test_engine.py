@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from mgpt_edge.bench.reference import chameleon
+from mgpt_edge.bench.rivals.reference import chameleon
 from mgpt_edge.export.checkpoint import Checkpoint
-from mgpt_edge.runtime.engines.base import Fed
+from mgpt_edge.runtime.engines.base import Segment
 from mgpt_edge.runtime.engines.ort import OrtEngine
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def test_logits_equal_transformers(kind, bundle_of, checkpoints):
     for counts in ((9, 3), (1, 1), (1, 1), (2, 2), (1, 5), (7, 1), (12, 0), (1, 1)):
         parts = tuple(row[done : done + count] for row, done, count in zip(rows, fed, counts, strict=True))
         fed = [done + count for done, count in zip(fed, counts, strict=True)]
-        feeds = [Fed(row, part) for row, part in enumerate(parts) if part]
+        feeds = [Segment(row, part) for row, part in enumerate(parts) if part]
         for feed, got in zip(feeds, opened.forward(feeds, "text"), strict=True):
             assert np.abs(got[0] - expected[feed.row][fed[feed.row] - 1]).max() <= TOLERANCE * scale
         assert [opened.length(row) for row in (0, 1)] == fed
@@ -56,7 +56,7 @@ def test_image_head_is_a_slice_of_the_text_head(bundle_of):
     engine = OrtEngine(bundle_of("7b", "fp32"), threads=1)
     low, high = engine.bundle.manifest.vocabulary.code_range
     for last in (1, 2):
-        feeds = [Fed(0, [1, 2, 3]), Fed(1, [4, 5], last)]
+        feeds = [Segment(0, [1, 2, 3]), Segment(1, [4, 5], last)]
         text = np.concatenate(engine.open((4, 4)).forward(feeds, "text"))
         image = np.concatenate(engine.open((4, 4)).forward(feeds, "image"))
         assert len(image) == 1 + last
@@ -68,7 +68,7 @@ def test_rollback_forgets(bundle_of):
     rows = engine.open((20, 20))
 
     def forward(first, second):
-        return np.concatenate(rows.forward([Fed(0, first), Fed(1, second)], "image"))
+        return np.concatenate(rows.forward([Segment(0, first), Segment(1, second)], "image"))
 
     start = forward([1, 2, 3], [4])
     before = forward([5], [6])
@@ -84,7 +84,7 @@ def test_rollback_forgets(bundle_of):
 @pytest.mark.parametrize(("precision", "tolerance"), [("int8", 0.05), ("int4", 0.5)])
 def test_quantised_logits_stay_near(precision, tolerance, bundle_of):
     """Small random layers are the worst case; trained ones are measured by their pictures."""
-    feeds = [Fed(0, [1, 20, 30, 40, 50]), Fed(1, [7, 8])]
+    feeds = [Segment(0, [1, 20, 30, 40, 50]), Segment(1, [7, 8])]
     exact, packed = (
         np.concatenate(OrtEngine(bundle_of("7b", name, "cpu"), threads=1).open((8, 8)).forward(feeds, "text"))
         for name in ("fp32", precision)
@@ -95,7 +95,7 @@ def test_quantised_logits_stay_near(precision, tolerance, bundle_of):
 def test_closed_rows_are_gone_at_once(bundle_of):
     """Their keys and values are gigabytes of a large model: none may wait for the garbage collector."""
     rows = OrtEngine(bundle_of("7b", "fp32", "cpu"), threads=1).open((8, 8))
-    rows.forward([Fed(0, [1, 20, 30])], "text")
+    rows.forward([Segment(0, [1, 20, 30])], "text")
     alive = weakref.ref(rows)
     gc.disable()
     del rows

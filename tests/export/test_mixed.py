@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mgpt_edge.bench.reference import chameleon
+from mgpt_edge.bench.rivals.reference import chameleon
 from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.equalise import equalise
-from mgpt_edge.export.mixed import WIDE_SHARE, mix
-from mgpt_edge.export.quantise import precision_of, rounded
+from mgpt_edge.export.quantise.mixed import WIDE_SHARE, mix
+from mgpt_edge.export.rounding import precision_of, rounded
 from mgpt_edge.export.statistics import INPUTS, PROBED, collect
 from mgpt_edge.runtime.engines import load_engine
 from mgpt_edge.runtime.engines.native import FILE

@@ -16,7 +16,7 @@ from mgpt_edge.export.shards import Shards
 from mgpt_edge.export.vqfiles import HELP, VQFiles, vq_shapes
 from mgpt_edge.export.vqgan import MOVQGAN_270M, VQGAN, VQConfig
 from mgpt_edge.runtime.errors import CheckpointError
-from mgpt_edge.runtime.layout import buckets
+from mgpt_edge.runtime.family.layout import buckets
 from tests.export.test_vq_encoder import NARROW, compiled, picture
 
 if TYPE_CHECKING:

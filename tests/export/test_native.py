@@ -18,14 +18,15 @@ from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.golden import load_block
 from mgpt_edge.export.lower import native
 from mgpt_edge.export.model import causal_attention
-from mgpt_edge.export.quantise import embedded, int4, quantised_linear
-from mgpt_edge.runtime._native import decoder_kernels
+from mgpt_edge.export.quantise import int4
+from mgpt_edge.export.rounding import embedded, quantised_linear
+from mgpt_edge.runtime._native import instruction_sets
+from mgpt_edge.runtime.bundle.tensors import map_tensors
 from mgpt_edge.runtime.engines import load_engine
-from mgpt_edge.runtime.engines.base import Fed
+from mgpt_edge.runtime.engines.base import Segment
 from mgpt_edge.runtime.engines.native import FILE, NativeEngine, load_decoder
 from mgpt_edge.runtime.errors import BundleError, InvalidRequest
 from mgpt_edge.runtime.golden import recompute
-from mgpt_edge.runtime.tensors import map_tensors
 from tests.families import write_checkpoint
 
 LENGTHS = (40, 31)
@@ -54,7 +55,7 @@ def every_logit(engine, sequence, widths=(None,)):
     out, fed, turn = np.empty((len(sequence), size), np.float32), 0, 0
     while fed < len(sequence):
         end = min(fed + (widths[turn % len(widths)] or len(sequence)), len(sequence))
-        (out[fed:end],) = rows.forward([Fed(0, sequence[fed:end], end - fed)], "text")
+        (out[fed:end],) = rows.forward([Segment(0, sequence[fed:end], end - fed)], "text")
         fed, turn = end, turn + 1
     return out
 
@@ -83,7 +84,7 @@ def test_as_near_to_float32_as_the_reference_of_its_precision(request, bundle, s
         assert np.linalg.norm(got - exact) < 1.5 * lost
 
 
-@pytest.mark.parametrize("kernels", decoder_kernels())
+@pytest.mark.parametrize("kernels", instruction_sets())
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_same_bits_on_any_cpu_and_threads(bundle, sequences, whole, kernels, threads):
     assert np.array_equal(every_logit(NativeEngine(bundle, threads, kernels), sequences[0]), whole[0])
@@ -102,7 +103,7 @@ def test_rows_do_not_know_each_other(bundle, sequences, whole):
     for counts in ((9, 3), (1, 1), (1, 1), (2, 2), (1, 5), (7, 1), (12, 0), (0, 1), (1, 1)):
         parts = tuple(s[done : done + count] for s, done, count in zip(sequences, fed, counts, strict=True))
         fed = [done + count for done, count in zip(fed, counts, strict=True)]
-        feeds = [Fed(row, part) for row, part in enumerate(parts) if part]
+        feeds = [Segment(row, part) for row, part in enumerate(parts) if part]
         for feed, got in zip(feeds, rows.forward(feeds, "text"), strict=True):
             assert np.array_equal(got[0], whole[feed.row][fed[feed.row] - 1])
         assert [rows.length(row) for row in (0, 1)] == fed
@@ -110,26 +111,31 @@ def test_rows_do_not_know_each_other(bundle, sequences, whole):
 
 def test_image_head_is_a_slice_of_the_text_head(bundle, sequences, whole):
     low, high = bundle.manifest.vocabulary.code_range
-    (image,) = NativeEngine(bundle, 1).open((40, 0)).forward([Fed(0, sequences[0])], "image")
+    (image,) = NativeEngine(bundle, 1).open((40, 0)).forward([Segment(0, sequences[0])], "image")
     assert np.array_equal(image[0], whole[0][-1, low:high])
 
 
 def test_rollback_and_prefix_leave_no_trace(bundle, sequences, whole):
     rows = NativeEngine(bundle, 1).open((40, 40))
-    rows.forward([Fed(0, sequences[0][:20]), Fed(1, sequences[1][:5])], "text")
-    rows.forward([Fed(0, sequences[1][:7])], "text")
+    rows.forward([Segment(0, sequences[0][:20]), Segment(1, sequences[1][:5])], "text")
+    rows.forward([Segment(0, sequences[1][:7])], "text")
     rows.rollback(0, 20)
-    assert np.array_equal(rows.forward([Fed(0, sequences[0][20:23])], "text")[0][0], whole[0][22])
+    assert np.array_equal(rows.forward([Segment(0, sequences[0][20:23])], "text")[0][0], whole[0][22])
     rows.copy_prefix(0, 1, 18)
     assert (rows.length(0), rows.length(1)) == (23, 18)
-    assert np.array_equal(rows.forward([Fed(1, sequences[0][18:30])], "text")[0][0], whole[0][29])
+    assert np.array_equal(rows.forward([Segment(1, sequences[0][18:30])], "text")[0][0], whole[0][29])
 
 
 def test_streams_share_passes_and_nothing_else(bundle, sequences, whole):
     rows = NativeEngine(bundle, 2).open((40, 31), streams=3)
-    rows.forward([Fed(2, sequences[0][:30]), Fed(5, sequences[1][:11])], "text")
+    rows.forward([Segment(2, sequences[0][:30]), Segment(5, sequences[1][:11])], "text")
     rows.copy_prefix(2, 4, 25)
-    feeds = [Fed(5, sequences[1][11:20], 4), Fed(0, sequences[0][:9], 9), Fed(4, sequences[0][25:]), Fed(2, [3], 0)]
+    feeds = [
+        Segment(5, sequences[1][11:20], 4),
+        Segment(0, sequences[0][:9], 9),
+        Segment(4, sequences[0][25:]),
+        Segment(2, [3], 0),
+    ]
     second, first, copied, none = rows.forward(feeds, "text")
     assert np.array_equal(second, whole[1][16:20])
     assert np.array_equal(first, whole[0][:9])
@@ -140,32 +146,32 @@ def test_streams_share_passes_and_nothing_else(bundle, sequences, whole):
 
 def test_a_pass_that_does_not_fit_changes_nothing(bundle, sequences, whole):
     rows = NativeEngine(bundle, 1).open((10, 4))
-    rows.forward([Fed(0, sequences[0][:6])], "text")
+    rows.forward([Segment(0, sequences[0][:6])], "text")
     with pytest.raises(IndexError, match="row 1 holds 4 tokens, 5 do not fit"):
-        rows.forward([Fed(0, sequences[0][6:8]), Fed(1, sequences[1][:5])], "text")
+        rows.forward([Segment(0, sequences[0][6:8]), Segment(1, sequences[1][:5])], "text")
     with pytest.raises(IndexError, match="not within the vocabulary"):
-        rows.forward([Fed(0, [10**6])], "text")
+        rows.forward([Segment(0, [10**6])], "text")
     with pytest.raises(IndexError, match="no row 2"):
-        rows.forward([Fed(2, [1])], "text")
+        rows.forward([Segment(2, [1])], "text")
     with pytest.raises(ValueError, match="of 3 tokens were asked for, a row has 2"):
-        rows.forward([Fed(0, [1, 2], 3)], "text")
+        rows.forward([Segment(0, [1, 2], 3)], "text")
     with pytest.raises(IndexError, match="can't go back to 7"):
         rows.rollback(0, 7)
     assert (rows.length(0), rows.length(1)) == (6, 0)
-    assert np.array_equal(rows.forward([Fed(0, sequences[0][6:8])], "text")[0][0], whole[0][7])
+    assert np.array_equal(rows.forward([Segment(0, sequences[0][6:8])], "text")[0][0], whole[0][7])
 
 
 @pytest.mark.parametrize("threads", [11, 16])
 def test_more_threads_than_there_is_work(bundle, sequences, whole, threads):
     """Some members have neither a head nor a block of the feed-forward; all compute logits."""
-    (text,) = NativeEngine(bundle, threads).open((40, 0)).forward([Fed(0, sequences[0])], "text")
+    (text,) = NativeEngine(bundle, threads).open((40, 0)).forward([Segment(0, sequences[0])], "text")
     assert np.array_equal(text[0], whole[0][-1])
 
 
 def test_a_row_is_fed_once_a_pass(bundle, sequences):
     rows = NativeEngine(bundle, 1).open((40, 40))
     with pytest.raises(ValueError, match="row 1 is fed twice"):
-        rows.forward([Fed(1, sequences[0][:2]), Fed(1, sequences[0][2:4])], "text")
+        rows.forward([Segment(1, sequences[0][:2]), Segment(1, sequences[0][2:4])], "text")
     assert rows.length(1) == 0
 
 
@@ -176,8 +182,8 @@ def test_python_threads_share_an_engine(bundle, sequences, whole):
     def run(number):
         rows = engine.open((40 + 500 * number, 0))
         for token in sequences[0][:-1]:
-            rows.forward([Fed(0, [token])], "text")
-        return rows.forward([Fed(0, sequences[0][-1:])], "text")[0][0].copy()
+            rows.forward([Segment(0, [token])], "text")
+        return rows.forward([Segment(0, sequences[0][-1:])], "text")[0][0].copy()
 
     with ThreadPoolExecutor(4) as pool:
         for logits in pool.map(run, range(4)):

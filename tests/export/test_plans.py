@@ -14,7 +14,7 @@ from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.statistics import collect
 from mgpt_edge.export.targets import Rtx
-from mgpt_edge.runtime.bundle import Bundle, default_bundle
+from mgpt_edge.runtime.bundle.folder import Bundle, default_bundle
 from mgpt_edge.runtime.errors import BundleError, IncompatibleEngine, InvalidRequest, OutOfMemory
 from tests.families import write_checkpoint
 
@@ -182,7 +182,7 @@ def test_a_damaged_graph_is_an_error(bundle, tensorrt):
 
 
 def test_too_little_memory_is_said_first(bundle, tensorrt, monkeypatch):
-    monkeypatch.setattr(plans.memory, "available_bytes", lambda: 100 << 20)
+    monkeypatch.setattr(plans.machine, "available_bytes", lambda: 100 << 20)
     with pytest.raises(OutOfMemory, match="at least, 100 MiB are free; compile it on a machine with more memory"):
         plans.build_plans(bundle, [89])
 
@@ -196,7 +196,7 @@ def test_a_decoder_that_memory_does_not_hold_is_cut(bundle, tensorrt, monkeypatc
     files = bundle.manifest.files
     free = 2 * (files["decoder.onnx"].bytes + files["decoder.data"].bytes)
     with monkeypatch.context() as small:
-        small.setattr(plans.memory, "available_bytes", lambda: free)
+        small.setattr(plans.machine, "available_bytes", lambda: free)
         build(bundle.folder, "89")
     assert "rtx.decoder.2of2.sm89.plan" in capsys.readouterr().out
     made = Bundle.open(bundle.folder).manifest.plans

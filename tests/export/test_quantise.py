@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from mgpt_edge.export.graphfile import write_graph
-from mgpt_edge.export.lower.cpu import lower_head
-from mgpt_edge.export.quantise import int4, int8, quantised_linear
+from mgpt_edge.export.lower.cpu import LOWERING
+from mgpt_edge.export.quantise import int4, int8
+from mgpt_edge.export.rounding import quantised_linear
 from mgpt_edge.export.trace import trace_head
 from mgpt_edge.runtime.engines.graphs import session_options
 from mgpt_edge.runtime.errors import CheckpointError
 
 
 def exported(weight: np.ndarray, precision: str, folder) -> ort.InferenceSession:
-    graph = lower_head(trace_head(weight.shape[1], weight.shape[0]), lambda _: weight, precision)
+    graph = LOWERING.head(trace_head(weight.shape[1], weight.shape[0]), lambda _: weight, precision, None)
     for _ in write_graph(graph, folder, "head"):
         pass
     return ort.InferenceSession(folder / "head.onnx", session_options(1), providers=["CPUExecutionProvider"])

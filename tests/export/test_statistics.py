@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mgpt_edge.bench.reference import chameleon
+from mgpt_edge.bench.rivals.reference import chameleon
 from mgpt_edge.export import statistics
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.equalise import equalise, smooth
 from mgpt_edge.export.golden import golden_logits
-from mgpt_edge.export.quantise import rounded
+from mgpt_edge.export.rounding import rounded
 from mgpt_edge.export.statistics import INPUTS, Statistics, collect
 from mgpt_edge.runtime.errors import CheckpointError, InvalidRequest
 from tests.families import write_checkpoint

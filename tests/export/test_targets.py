@@ -16,7 +16,8 @@ from mgpt_edge.export import plans, targets
 from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.statistics import collect
-from mgpt_edge.runtime.bundle import Bundle
+from mgpt_edge.runtime.bundle.folder import Bundle
+from mgpt_edge.runtime.engines import engine_kind
 from mgpt_edge.runtime.errors import IncompatibleEngine, InvalidRequest, OutOfMemory
 from tests.families import write_checkpoint
 
@@ -127,7 +128,7 @@ def test_a_bundle_is_compiled_for_the_gpu_of_the_machine(version, engine, bundle
     assert {(tuple(plan.sms), plan.tensorrt) for plan in built.manifest.plans.values()} == {((87,), version)}
     alone, any_width = json.loads(built.path(f"{engine}.decoder.sm87.plan").read_bytes())
     assert alone["tokens"] == [[2, 1]] * 3
-    assert any_width["tokens"] == [[2, 2], [2, 16], [2, plans.WIDEST[engine]]]
+    assert any_width["tokens"] == [[2, 2], [2, 16], [2, engine_kind(engine).compiler.widest]]
     assert alone["past.0.key"][0][0] == 2
     Bundle.open(built.folder).verify()
 
@@ -170,7 +171,7 @@ def test_without_it_or_short_of_memory_there_is_advice(bundle, installed, monkey
     with pytest.raises(IncompatibleEngine, match="JetPack brings it"):
         plans.build_plans(opened, [])
     installed("10.3.0.30")
-    monkeypatch.setattr(plans.memory, "available_bytes", lambda: 100 << 20)
+    monkeypatch.setattr(plans.machine, "available_bytes", lambda: 100 << 20)
     with pytest.raises(OutOfMemory, match="end what else runs on this machine"):
         plans.build_plans(opened, [])
 

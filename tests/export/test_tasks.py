@@ -6,27 +6,28 @@ import json
 
 import pytest
 
-from mgpt_edge.export.defaults import FAMILY, Defaults
+from mgpt_edge.export.defaults import Defaults
 from mgpt_edge.runtime.errors import CheckpointError
-from mgpt_edge.runtime.prompt import FROM_WORDS, TEMPLATES, UPPER_HALF
+from mgpt_edge.runtime.family.tasks import from_words, tasks
+
+UPPER_HALF = ("panel-depth", "panel-canny", "panel-subject")
 
 
 @pytest.mark.parametrize(
-    ("source", "tasks"),
+    ("source", "wanted"),
     [
-        ("Alpha-VLLM/Lumina-mGPT-7B-768-Omni", set(TEMPLATES) - {*FROM_WORDS[1:], *UPPER_HALF}),
-        ("Alpha-VLLM/Lumina-mGPT-2.0", set(FROM_WORDS)),
-        ("Alpha-VLLM/Lumina-mGPT-2.0-Omni", {*FROM_WORDS, *UPPER_HALF}),
+        ("Alpha-VLLM/Lumina-mGPT-7B-768-Omni", set(tasks()) - {*from_words()[1:], *UPPER_HALF}),
+        ("Alpha-VLLM/Lumina-mGPT-2.0", set(from_words())),
+        ("Alpha-VLLM/Lumina-mGPT-2.0-Omni", {*from_words(), *UPPER_HALF}),
         ("Alpha-VLLM/Lumina-mGPT-7B-512", {"text-to-image", "describe", "chat"}),
         ("my-own", {"text-to-image"}),
     ],
 )
-def test_tasks_by_name(source, tasks, tmp_path):
-    assert set(Defaults.find(tmp_path, source).tasks) == tasks
+def test_tasks_by_name(source, wanted, tmp_path):
+    assert set(Defaults.find(tmp_path, source).tasks) == wanted
 
 
 def test_the_familys_settings_and_the_checkpoints_own(tmp_path):
-    assert FAMILY.keys() == TEMPLATES.keys()
     family = Defaults.find(tmp_path, "Lumina-mGPT-7B-768-Omni")
     assert family.sampling("text-to-image") == {"guidance": 4.0, "top_k": 2000, "text_top_k": 10, "temperature": 1.0}
     assert family.sampling("depth") == {"guidance": 1.0, "top_k": 200, "text_top_k": 10, "temperature": 1.0}
@@ -44,7 +45,7 @@ def test_the_familys_settings_and_the_checkpoints_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tasks", "message"),
+    ("said", "message"),
     [
         (["depth"], "tasks must be an object"),
         ({"dept": {}}, "unknown task 'dept'; known: text-to-image, depth"),
@@ -53,7 +54,7 @@ def test_the_familys_settings_and_the_checkpoints_own(tmp_path):
         ({"depth": 3}, "tasks must be an object"),
     ],
 )
-def test_errors(tasks, message, tmp_path):
-    (tmp_path / "mgpt.json").write_text(json.dumps({"tasks": tasks}))
+def test_errors(said, message, tmp_path):
+    (tmp_path / "mgpt.json").write_text(json.dumps({"tasks": said}))
     with pytest.raises(CheckpointError, match=message):
         Defaults.find(tmp_path, "mini")

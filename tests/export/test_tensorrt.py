@@ -13,10 +13,11 @@ from onnx.reference import ReferenceEvaluator
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.graphfile import write_graph
 from mgpt_edge.export.lower import tensorrt
-from mgpt_edge.export.quantise import quantised_linear, weight_only
+from mgpt_edge.export.quantise import weight_only
+from mgpt_edge.export.rounding import quantised_linear
 from mgpt_edge.export.trace import trace_decoder, trace_head
 from mgpt_edge.runtime.errors import CheckpointError
-from mgpt_edge.runtime.rotary import rotary_tables
+from mgpt_edge.runtime.family.rotary import rotary_tables
 from tests.reference import load_decoder
 
 CAPACITY = 64

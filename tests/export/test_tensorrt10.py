@@ -15,7 +15,7 @@ from mgpt_edge.export.lower import tensorrt10
 from mgpt_edge.export.lower.vq import lower_vq
 from mgpt_edge.export.targets import Rtx
 from mgpt_edge.export.trace import trace_decoder, trace_vq_decoder
-from mgpt_edge.runtime.rotary import rotary_tables
+from mgpt_edge.runtime.family.rotary import rotary_tables
 from tests.families import write_checkpoint
 from tests.reference import load_decoder
 
@@ -91,7 +91,7 @@ def test_equals_pytorch_on_ragged_rows(width, checkpoint, session):
     assert [value.name for value in session.get_outputs()] == ["hidden", *fresh]
 
 
-@pytest.mark.parametrize("precision", tensorrt10.PRECISIONS)
+@pytest.mark.parametrize("precision", tensorrt10.LOWERING.precisions)
 def test_only_operators_that_the_old_parser_takes(precision, checkpoint, tmp_path):
     model = onnx.load(lowered(checkpoint, precision, tmp_path))
     assert {node.op_type for node in model.graph.node} <= TAKEN

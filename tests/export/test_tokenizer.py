@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from mgpt_edge.bench.random_tokenizer import FAMILY_RESERVED, family_tokenizer
+from mgpt_edge.bench.models.random_tokenizer import FAMILY_RESERVED, family_tokenizer
 from mgpt_edge.export.tokenizer import SPECIAL, byte_alphabet, code_name, read_vocabulary, text_tokenizer
 from mgpt_edge.runtime.errors import CheckpointError
 from tests.families import tiny_tokenizer

@@ -15,7 +15,7 @@ from mgpt_edge.export.checkpoint import to_array
 from mgpt_edge.export.graphfile import write_graph
 from mgpt_edge.export.lower.vq import lower_vq
 from mgpt_edge.export.vqgan import CHAMELEON, VQGAN, VQConfig
-from mgpt_edge.runtime.layout import buckets
+from mgpt_edge.runtime.family.layout import buckets
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from mgpt_edge.runtime.prompt import IMAGE_MARK, TEMPLATES
+from mgpt_edge.runtime.family.tasks import template
+from mgpt_edge.runtime.family.tasks.task import IMAGE_MARK
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +22,7 @@ def record(question: str, answer: str, *images: str) -> dict[str, Any]:
 
 def drawing(number: int) -> dict[str, Any]:
     """A text-to-image record, whose prompt says a size that is not the picture's."""
-    question = TEMPLATES["text-to-image"].format(width=512, height=512, prompt=f"a red sphere {number}")
+    question = template("text-to-image").format(width=512, height=512, prompt=f"a red sphere {number}")
     return record(question, IMAGE_MARK, f"{number}.png")
 
 

@@ -16,7 +16,7 @@ from mgpt_edge import cli
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.finetune.training import Settings, finetune
 from mgpt_edge.runtime.errors import CheckpointError, InvalidRequest, NumericalError
-from mgpt_edge.runtime.prompt import IMAGE_MARK
+from mgpt_edge.runtime.family.tasks.task import IMAGE_MARK
 from tests.finetune.conversations import drawing, record, write_pictures, write_records
 
 LOSSES = ("step", "loss", "z", "norm", "rate", "tokens")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mgpt_edge.finetune.records import BadRecord, Message, Record, read_records
 from mgpt_edge.runtime.errors import InvalidRequest
-from mgpt_edge.runtime.prompt import IMAGE_MARK
+from mgpt_edge.runtime.family.tasks.task import IMAGE_MARK
 from tests.finetune.conversations import record
 
 if TYPE_CHECKING:

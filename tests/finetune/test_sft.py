@@ -18,19 +18,20 @@ from torch import nn
 from mgpt_edge.export.config import DecoderConfig
 from mgpt_edge.export.model import Decoder
 from mgpt_edge.export.tokenizer import read_vocabulary
-from mgpt_edge.finetune import checkpoint
-from mgpt_edge.finetune.album import Album
 from mgpt_edge.finetune.conversation import UNLABELLED, Turn, encode_conversation
-from mgpt_edge.finetune.corpus import Corpus, Group, Part, world_text
-from mgpt_edge.finetune.draw import MANY, Sampling, draw, say
+from mgpt_edge.finetune.mini import checkpoint
+from mgpt_edge.finetune.mini.album import Album
+from mgpt_edge.finetune.mini.corpus import Corpus, Group, Part, world_text
+from mgpt_edge.finetune.mini.decoder import initialise, small_decoder
+from mgpt_edge.finetune.mini.draw import MANY, Sampling, draw, say
+from mgpt_edge.finetune.mini.pictures import Pictures
+from mgpt_edge.finetune.mini.tasks import SCENE_TASKS
+from mgpt_edge.finetune.mini.tokenizer import code_name, for_text, train_tokenizer
 from mgpt_edge.finetune.optimizer import Muon, MuonAdamW
-from mgpt_edge.finetune.pictures import Pictures
-from mgpt_edge.finetune.sft import Recipe, Stage, initialise, small_decoder
-from mgpt_edge.finetune.tasks import SCENE_TASKS
-from mgpt_edge.finetune.tokenizer import code_name, for_text, train_tokenizer
+from mgpt_edge.finetune.sft import Recipe, Stage
 from mgpt_edge.runtime.errors import InvalidRequest
-from mgpt_edge.runtime.layout import ImageLayout
-from mgpt_edge.runtime.prompt import encode_prompt
+from mgpt_edge.runtime.family.layout import ImageLayout
+from mgpt_edge.runtime.family.prompt import encode_prompt
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -19,9 +19,10 @@ from mgpt_edge.finetune.parallel import ALONE
 from mgpt_edge.finetune.records import Message, Record
 from mgpt_edge.finetune.tokenised import tokenise
 from mgpt_edge.runtime.errors import CheckpointError, InvalidRequest
-from mgpt_edge.runtime.layout import ImageLayout, buckets
-from mgpt_edge.runtime.pictures import fit, open_picture
-from mgpt_edge.runtime.prompt import IMAGE_MARK, TEMPLATES
+from mgpt_edge.runtime.family.layout import ImageLayout, buckets
+from mgpt_edge.runtime.family.tasks import template
+from mgpt_edge.runtime.family.tasks.task import IMAGE_MARK
+from mgpt_edge.runtime.intake.pictures import fit, open_picture
 from tests.finetune.conversations import drawing, record, write_pictures, write_records
 
 CPU = torch.device("cpu")
@@ -50,14 +51,14 @@ def conversation(*messages: Message) -> Record:
 
 def test_a_drawing_says_the_size_that_it_has(encoder, folder):
     path = folder / "0.png"  # 160x100
-    question = TEMPLATES["text-to-image"].format(width=512, height=512, prompt="a red cube")
+    question = template("text-to-image").format(width=512, height=512, prompt="a red cube")
     tokens = encoder.encode(conversation(Message(question), Message(f"{IMAGE_MARK}\n", (path,))))
     v = encoder.checkpoint.vocabulary
     begin = tokens.sample.tokens.index(v.begin_image)
     width, height = 160, 96
     layout = ImageLayout(width, height, v)
     said = encoder.tokenizer.decode(tokens.sample.tokens[1 : begin - 1])
-    assert said == TEMPLATES["text-to-image"].format(width=width, height=height, prompt="a red cube")
+    assert said == template("text-to-image").format(width=width, height=height, prompt="a red cube")
     assert tokens.sample.tokens[begin:] == [*tokens.sample.tokens[begin : begin + len(layout)], v.separator]
     codes = layout.decode(tokens.sample.tokens[begin : begin + len(layout)])
     pixels = torch.tensor(fit(open_picture(path), [(width, height)]))[None]

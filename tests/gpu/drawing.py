@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 # By its place in the source tree: a GPU machine need not have the package installed.
-from runtime.errors import NumericalError
-from runtime.sampling_reference import sample
+from mgpt_edge.runtime.errors import NumericalError
+from mgpt_edge.runtime.sampling.specification import sample
 from tests.gpu.library import CURSOR, NOT_A_NUMBER, NOTHING_LEFT, PICTURE, PICTURES, REQUEST, RESULT, TOKEN
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ import pytest
 import mgpt_edge
 from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
-from mgpt_edge.runtime import memory
-from mgpt_edge.runtime.answer import Picture, Preview
+from mgpt_edge.runtime import machine
+from mgpt_edge.runtime.decoding.steps import FinishedRow
 from mgpt_edge.runtime.errors import BundleError, CompatibilityWarning, IncompatibleEngine, InvalidRequest, OutOfMemory
-from mgpt_edge.runtime.loop import FinishedRow
+from mgpt_edge.runtime.family.prompt import encode_prompt
 from mgpt_edge.runtime.model import Model
-from mgpt_edge.runtime.prompt import encode_prompt
+from mgpt_edge.runtime.results.events import Picture, Preview
 from tests import reference
 from tests.families import write_checkpoint
 
@@ -171,7 +171,7 @@ def test_untrained_size_warns_with_the_nearest(bundle_of):
 
 
 def test_out_of_memory_is_known_before_anything_is_allocated(model, monkeypatch):
-    monkeypatch.setattr(memory, "available_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(machine, "available_bytes", lambda: 1 << 20)
     with pytest.raises(OutOfMemory, match="1 MiB are free"):
         model.stream(PROMPT, size=(64, 64))
     monkeypatch.undo()

@@ -14,9 +14,9 @@ from PIL import Image
 import mgpt_edge
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.vqgan import VQGAN
-from mgpt_edge.runtime.answer import Picture
 from mgpt_edge.runtime.errors import BundleError, CheckpointError, InvalidRequest
-from mgpt_edge.runtime.prompt import SEPARATOR
+from mgpt_edge.runtime.family.prompt import SEPARATOR
+from mgpt_edge.runtime.results.events import Picture
 from tests import reference
 from tests.families import write_second
 

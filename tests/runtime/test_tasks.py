@@ -14,11 +14,11 @@ from PIL import Image
 
 import mgpt_edge
 from mgpt_edge.export.checkpoint import Checkpoint
-from mgpt_edge.runtime.answer import Picture
+from mgpt_edge.runtime.decoding.steps import End
 from mgpt_edge.runtime.errors import BundleError, IncompleteAnswer, InvalidRequest
-from mgpt_edge.runtime.loop import End
-from mgpt_edge.runtime.metadata import save
-from mgpt_edge.runtime.prompt import TEMPLATES
+from mgpt_edge.runtime.family.tasks import template
+from mgpt_edge.runtime.results.events import Picture
+from mgpt_edge.runtime.results.metadata import save
 from tests import reference
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def test_streamed_text_is_the_answer(model):
 
 def test_a_description_is_the_answer_to_the_familys_own_words(model, decoder, photo):
     v = model.manifest.vocabulary
-    before, after = TEMPLATES["describe"].split("<|image|>")
+    before, after = template("describe").split("<|image|>")
     history = [v.bos, *words(model, before), *model.intake.look(photo), *words(model, after), v.separator]
     expected = plain(decoder, model, history, model.request("", task="describe", seed=1))
     *_, end = model.stream("", images=photo, task="describe", seed=1)

@@ -1,0 +1,1 @@
+"""How things are timed, how figures scatter, and engines that stand in for missing kernels."""

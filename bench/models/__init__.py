@@ -1,0 +1,1 @@
+"""Random checkpoints, and what memory allows them."""

@@ -1,0 +1,1 @@
+"""The small checkpoint, from nothing: its world, its training and its judge."""

@@ -1,0 +1,1 @@
+"""What lies on disk: a folder, its manifest, its tensors."""

@@ -1,0 +1,1 @@
+"""The loop, and how its tokens get through the passes."""

@@ -1,0 +1,1 @@
+"""Engines whose caches lie in the memory of a GPU."""

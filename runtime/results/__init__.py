@@ -1,0 +1,1 @@
+"""What comes out: events, pictures, and the note in their files."""

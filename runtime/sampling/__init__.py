@@ -1,0 +1,1 @@
+"""One token from the logits of one position."""
