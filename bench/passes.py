@@ -57,8 +57,8 @@ def measure(model: Model) -> PassCosts:
     sampler = Sampler(usual.guidance, usual.top_k, usual.temperature, 0)
     begun = len(layout) // 2
     held = PROMPT_TOKENS + begun, begun
-    rows = model.engine.open((held[0] + max(WIDTHS) + 1, held[1] + max(WIDTHS) + 1))
-    rows.forward([Segment(0, [bos] * PROMPT_TOKENS + [low] * begun), Segment(1, [low] * begun)], "image")
+    sequences = model.engine.open((held[0] + max(WIDTHS) + 1, held[1] + max(WIDTHS) + 1))
+    sequences.forward([Segment(0, [bos] * PROMPT_TOKENS + [low] * begun), Segment(1, [low] * begun)], "image")
     cond, uncond = np.random.default_rng(0).normal(size=(2, high - low)).astype(np.float32)
     seconds: dict[int, list[float]] = {width: [] for width in WIDTHS}
     for _ in range(ROUNDS + 1):  # widths take turns; the first round warms up
@@ -66,10 +66,10 @@ def measure(model: Model) -> PassCosts:
             started = time.perf_counter()
             guesses = [sampler(cond, uncond, low, low, high, position) for position in range(width)]
             tokens = [low, *guesses]
-            rows.forward([Segment(0, tokens, 1 + width), Segment(1, tokens, 1 + width)], "image")
+            sequences.forward([Segment(0, tokens, 1 + width), Segment(1, tokens, 1 + width)], "image")
             times.append(time.perf_counter() - started)
-            for row in (0, 1):
-                rows.rollback(row, held[row])
+            for sequence in (0, 1):
+                sequences.rollback(sequence, held[sequence])
     return PassCosts(
         bundle=model.bundle.digest,
         threads=model.engine.threads,

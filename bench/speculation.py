@@ -93,9 +93,9 @@ def _measure(model: Model, jobs: list[Job]) -> list[dict[str, Any]]:
 def _ways(model: Model) -> dict[str, Callable[[Job], tuple[list[int], int]]]:
     def ours(speculate: int | str) -> Callable[[Job], tuple[list[int], int]]:
         def draw(job: Job) -> tuple[list[int], int]:
-            rows = model.engine.open(job.capacities)
+            sequences = model.engine.open(job.capacities)
             window = model.window(replace(job.request, speculate=speculate))
-            (end,) = (step for step in decode(rows, [job], window) if isinstance(step, End))
+            (end,) = (step for step in decode(sequences, [job], window) if isinstance(step, End))
             # Up to the last code: what stands behind it is forced.
             return list(end.tokens[: len(job.form.layout) - 2]), end.passes
 
@@ -103,8 +103,8 @@ def _ways(model: Model) -> dict[str, Callable[[Job], tuple[list[int], int]]]:
 
     def peer(window: int, coupled: bool) -> Callable[[Job], tuple[list[int], int]]:
         def draw(job: Job) -> tuple[list[int], int]:
-            rows = model.engine.open(job.capacities)
-            jacobi = Jacobi(rows, job.prompt, job.form.layout, job.request, window, coupled)
+            sequences = model.engine.open(job.capacities)
+            jacobi = Jacobi(sequences, job.prompt, job.form.layout, job.request, window, coupled)
             return jacobi.draw(), jacobi.passes
 
         return draw

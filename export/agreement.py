@@ -75,13 +75,13 @@ def _passes(
     engine: Engine, tokens: Sequence[int], learnt: Sequence[bool], vocabulary: Vocabulary
 ) -> Iterator[tuple[Head, int, int, Tensor]]:
     """Logits of runs of positions at which codes are chosen, or words; the rest is fed and not looked at."""
-    rows, position = engine.open((len(tokens), 0)), 0
+    sequences, position = engine.open((len(tokens), 0)), 0
     for kind, run in groupby(_kinds(tokens, learnt, vocabulary)):
         end = position + len(list(run))
         for start in range(position, end, WIDTH):
             stop = min(start + WIDTH, end)
             fed = Segment(0, tokens[start:stop], stop - start if kind else 1)
-            logits = rows.forward([fed], kind or "text")[0]
+            logits = sequences.forward([fed], kind or "text")[0]
             if kind:
                 yield kind, start, stop, torch.from_numpy(logits.copy())
         position = end

@@ -19,7 +19,7 @@ from torch import Tensor
 from mgpt_edge.export.checkpoint import EMBEDDING, HEAD
 from mgpt_edge.export.golden import load_block
 from mgpt_edge.export.model import causal_attention
-from mgpt_edge.export.quantise.gptq import compensated
+from mgpt_edge.export.quantise.compensation import compensated
 from mgpt_edge.export.rewritten import Rewritten
 from mgpt_edge.export.rounding import blocks_of, embedded, image_head_precision
 from mgpt_edge.export.statistics import INPUTS

@@ -16,7 +16,7 @@ from mgpt_edge.runtime.bundle.folder import MANIFEST, Bundle, sha256, write_atom
 from mgpt_edge.runtime.bundle.manifest import FileEntry, Plan
 from mgpt_edge.runtime.engines import compiler_of, engine_kind
 from mgpt_edge.runtime.engines.gpu.plans import part_names, parts_of
-from mgpt_edge.runtime.engines.gpu.tensorrt import ROWS
+from mgpt_edge.runtime.engines.gpu.tensorrt import SEQUENCES
 from mgpt_edge.runtime.errors import BundleError, IncompatibleEngine, InvalidRequest, OutOfMemory
 
 if TYPE_CHECKING:
@@ -83,10 +83,10 @@ def profiles(manifest: Manifest, graph: str) -> tuple[Profile, Profile]:
     A pass of one token a row has kernels of its own; a VQ model's size of its own is the square it was trained for.
     """
     if graph == "decoder":
-        rows, widest = {"rows": (ROWS,) * 3}, compiler_of(manifest.engine).widest
+        rows, widest = {"rows": (SEQUENCES,) * 3}, compiler_of(manifest.engine).widest
         return {**rows, "width": (1, 1, 1)}, {**rows, "width": (2, 16, widest)}
     if graph.startswith("head_"):
-        return {"n": (ROWS,) * 3}, {"n": (1, 32, ROWS * compiler_of(manifest.engine).widest)}
+        return {"n": (SEQUENCES,) * 3}, {"n": (1, 32, SEQUENCES * compiler_of(manifest.engine).widest)}
     stride = manifest.pictures.stride
     usual = manifest.pictures.target_size // stride
     largest = max(usual, *(side // stride for size in manifest.pictures.trained_sizes for side in size))

@@ -61,14 +61,14 @@ class Chat:
         capacities = context, context if guided else 0
         memory.check(model.manifest, layout, capacities, min(context, len(layout) + PAGE), free=free, reads=True)
         self.context = context
-        self.rows = model.engine.open(capacities)
+        self.sequences = model.engine.open(capacities)
         self._unfed: tuple[int, ...] = (model.manifest.vocabulary.bos,)
         self._busy = Lock()
 
     @property
     def tokens_left(self) -> int:
         """Room for further turns."""
-        return max(0, self.context - self.rows.length(0) - len(self._unfed))
+        return max(0, self.context - self.sequences.length(0) - len(self._unfed))
 
     def say(
         self, text: str, images: PictureSource | Sequence[PictureSource] = (), *, seed: int | None = None
@@ -102,7 +102,7 @@ class Chat:
 
     def _form(self, request: Request, prompt: int) -> Form:
         intake = self.model.intake
-        left = self.context - self.rows.length(0) - prompt
+        left = self.context - self.sequences.length(0) - prompt
         if left < 1:
             msg = (
                 f"the conversation needs {1 - left} tokens more than the {self.context} it can hold; "
@@ -127,9 +127,9 @@ class Chat:
                 self._busy.release()
             msg = "another turn of this conversation came between: take one answer to its end, or close it, at a time"
             raise InvalidRequest(msg)
-        mark, end = self.rows.length(0), None
+        mark, end = self.sequences.length(0), None
         try:
-            steps = decode(self.rows, [Job(request, prompt, form)], self.model.window(request))
+            steps = decode(self.sequences, [Job(request, prompt, form)], self.model.window(request))
             for event in self.model.presenter.events([request], steps, preview=preview):
                 if isinstance(event, End):
                     end = event
@@ -138,8 +138,8 @@ class Chat:
                 yield event
         finally:
             if end is None:
-                self.rows.rollback(0, mark)
-                self.rows.rollback(1, 0)
+                self.sequences.rollback(0, mark)
+                self.sequences.rollback(1, 0)
             self._busy.release()
 
     @property

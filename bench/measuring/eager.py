@@ -54,8 +54,8 @@ class EagerEngine:
     def free_bytes(self) -> int:
         return machine.available_bytes()
 
-    def open(self, capacities: tuple[int, int], streams: int = 1) -> EagerRows:
-        return EagerRows(self, max(capacities), streams)
+    def open(self, capacities: tuple[int, int], streams: int = 1) -> EagerSequences:
+        return EagerSequences(self, max(capacities), streams)
 
     @torch.inference_mode()
     def decode_pixels(self, codes: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -66,12 +66,12 @@ class EagerEngine:
         return self.vq.encode_pixels(torch.from_numpy(pixels)[None])[0].numpy()
 
 
-class EagerRows:
-    """`runtime.engines.base.Rows`. All rows go through every pass; what one computes beyond its tokens is written over.
+class EagerSequences:
+    """`runtime.engines.base.Sequences`. All go through every pass; what one computes beyond its tokens is written over.
 
     Args:
         engine: whose decoder it is.
-        capacity: tokens a row; a pass may be as wide, wherever a row that idles stands.
+        capacity: tokens a sequence; a pass may be as wide, wherever a sequence that idles stands.
         streams: that share passes.
     """
 
@@ -86,25 +86,25 @@ class EagerRows:
         shape = (len(self.lengths), config.num_kv_heads, 2 * capacity, config.head_dim)
         self.cache = [torch.zeros(shape) for _ in range(2 * config.num_layers)]
 
-    def length(self, row: int) -> int:
-        return self.lengths[row]
+    def length(self, sequence: int) -> int:
+        return self.lengths[sequence]
 
     @torch.inference_mode()
     def forward(self, feeds: Sequence[Segment], head: Head) -> list[NDArray[np.float32]]:
         tokens = torch.zeros(len(self.lengths), max(len(fed.tokens) for fed in feeds), dtype=torch.int64)
         for fed in feeds:
-            tokens[fed.row, : len(fed.tokens)] = torch.tensor(fed.tokens)
+            tokens[fed.sequence, : len(fed.tokens)] = torch.tensor(fed.tokens)
         lengths = torch.tensor(self.lengths, dtype=torch.int32)
         hidden, *self.cache = self.engine.decoder(tokens, lengths, *self.tables, *self.cache)
-        wanted = [hidden[fed.row, len(fed.tokens) - fed.last : len(fed.tokens)] for fed in feeds]
+        wanted = [hidden[fed.sequence, len(fed.tokens) - fed.last : len(fed.tokens)] for fed in feeds]
         logits = self.engine.heads[head](torch.cat(wanted)).numpy()
         for fed in feeds:
-            self.lengths[fed.row] += len(fed.tokens)
+            self.lengths[fed.sequence] += len(fed.tokens)
         ends = accumulate(fed.last for fed in feeds)
         return [logits[end - fed.last : end] for fed, end in zip(feeds, ends, strict=True)]
 
-    def rollback(self, row: int, length: int) -> None:
-        self.lengths[row] = length
+    def rollback(self, sequence: int, length: int) -> None:
+        self.lengths[sequence] = length
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         for block in self.cache:

@@ -46,12 +46,12 @@ BASE = ", ".join(BASE_BUNDLE)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Case:
-    """What every side does: one guided code behind so many tokens of both rows.
+    """What every side does: one guided code behind so many tokens of both sequences.
 
     Attributes:
         checkpoint: whose dimensions and, as far as a side has a place for them, whose weights.
         folder: for what a side writes.
-        context: tokens in both rows.
+        context: tokens in both sequences.
         threads: of every side.
     """
 
@@ -114,17 +114,17 @@ def ours(
 def _step(case: Case, engine: Engine, streams: int) -> Step:
     low, high = case.checkpoint.vocabulary.code_range
     context, tokens = case.context, (low + case.codes).tolist()
-    rows, every = engine.open((context + ROOM, context + ROOM), streams), range(2 * streams)
+    sequences, every = engine.open((context + ROOM, context + ROOM), streams), range(2 * streams)
     for start in range(0, context, 64):
-        rows.forward([Segment(row, tokens[start : start + 64]) for row in every], "image")
+        sequences.forward([Segment(sequence, tokens[start : start + 64]) for sequence in every], "image")
     sampler = Sampler(GUIDANCE, TOP_K, 1.0, 0)
 
     def step() -> None:
-        logits = rows.forward([Segment(row, [low]) for row in every], "image")
+        logits = sequences.forward([Segment(sequence, [low]) for sequence in every], "image")
         for cond, uncond in zip(logits[::2], logits[1::2], strict=True):
             sampler(cond[0], uncond[0], low, low, high, context)
-        for row in every:
-            rows.rollback(row, context)
+        for sequence in every:
+            sequences.rollback(sequence, context)
 
     return step
 

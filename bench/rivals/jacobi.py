@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mgpt_edge.runtime.engines.base import Rows
+    from mgpt_edge.runtime.engines.base import Sequences
     from mgpt_edge.runtime.family.layout import ImageLayout
     from mgpt_edge.runtime.intake.request import Request
 
@@ -39,7 +39,7 @@ class Jacobi:
     """Speculative Jacobi decoding of one picture; positions count from its begin-of-image.
 
     Args:
-        rows: of one stream, empty.
+        sequences: of one stream, empty.
         prompt: tokens from bos to the separator.
         layout: of the picture.
         request: guidance, top-k, temperature and seed.
@@ -48,7 +48,7 @@ class Jacobi:
             afresh (arXiv 2410.01699).
     """
 
-    rows: Rows
+    sequences: Sequences
     prompt: Sequence[int]
     layout: ImageLayout
     request: Request
@@ -66,7 +66,7 @@ class Jacobi:
     def draw(self) -> list[int]:
         """The picture's tokens up to its last code."""
         last = len(self.layout) - 2  # the ends behind the last code are not worth a pass
-        held: list[int] = []  # the rows' tokens of the picture
+        held: list[int] = []  # the sequences' tokens of the picture
         while len(self.tokens) < last:
             ahead = [self.drafts[position].code for position in sorted(self.drafts)]
             new = [*self.tokens[len(held) :], *ahead]
@@ -75,15 +75,15 @@ class Jacobi:
             self._verify(found, last)
             while held != self.tokens[: len(held)]:
                 held.pop()
-            for row, length in ((0, len(self.prompt) + len(held)), (1, len(held))):
-                self.rows.rollback(row, length)
+            for sequence, length in ((0, len(self.prompt) + len(held)), (1, len(held))):
+                self.sequences.rollback(sequence, length)
             self._redraft(found, last)
         return self.tokens
 
     def _pass(self, cond: list[int], uncond: list[int], last: int) -> dict[int, Floats]:
         """Probabilities of the codes at the first position that is not final and at those behind the drafts."""
         self.passes += 1
-        conditional, unconditional = self.rows.forward([Segment(0, cond, last), Segment(1, uncond, last)], "image")
+        conditional, unconditional = self.sequences.forward([Segment(0, cond, last), Segment(1, uncond, last)], "image")
         guided = unconditional + np.float32(self.request.guidance) * (conditional - unconditional)
         return {len(self.tokens) + number: self._probabilities(logits) for number, logits in enumerate(guided)}
 

@@ -156,25 +156,26 @@ void rotate(Loaded& loaded, py::array_t<float, py::array::c_style> cosines,
   loaded.tables = {std::move(cosines), std::move(sines)};
 }
 
-// `rows` [n, 3] holds row, number of new tokens and number of logits of each; `tokens` are theirs, one row's after
-// another's; `out` gets the logits in the same order, [sum of the numbers of logits, high - low].
-void forward(Loaded& loaded, Cache& cache, const py::array_t<std::int64_t, py::array::c_style>& rows,
+// `segments` [n, 3] holds sequence, number of new tokens and number of logits of each; `tokens` are theirs, one
+// segment's after another's; `out` gets the logits in the same order, [sum of the numbers of logits, high - low].
+void forward(Loaded& loaded, Cache& cache, const py::array_t<std::int64_t, py::array::c_style>& segments,
              const py::array_t<std::int64_t, py::array::c_style>& tokens, std::int64_t low, std::int64_t high,
              py::array_t<float, py::array::c_style>& out) {
-  if (rows.ndim() != 2 || rows.shape(1) != 3) throw py::value_error("rows must be int64 [n, 3]");
-  const auto given = rows.unchecked<2>();
+  if (segments.ndim() != 2 || segments.shape(1) != 3) throw py::value_error("segments must be int64 [n, 3]");
+  const auto given = segments.unchecked<2>();
   std::int64_t fed = 0, wanted = 0;
   for (py::ssize_t i = 0; i < given.shape(0); ++i) {
-    const std::int64_t row = given(i, 0), count = given(i, 1), last = given(i, 2);
-    if (row < 0 || row >= cache.rows()) throw py::index_error("the cache has no row " + std::to_string(row));
+    const std::int64_t sequence = given(i, 0), count = given(i, 1), last = given(i, 2);
+    if (sequence < 0 || sequence >= cache.sequences())
+      throw py::index_error("the cache has no sequence " + std::to_string(sequence));
     if (last < 0 || count < last) {
-      throw py::value_error("the logits of " + std::to_string(last) + " tokens were asked for, a row has " +
+      throw py::value_error("the logits of " + std::to_string(last) + " tokens were asked for, a segment has " +
                             std::to_string(count) + " new ones");
     }
     fed += count;
     wanted += last;
   }
-  if (tokens.size() != fed) throw py::value_error("the rows have " + std::to_string(fed) + " tokens in all");
+  if (tokens.size() != fed) throw py::value_error("the segments have " + std::to_string(fed) + " tokens in all");
   if (out.ndim() != 2 || out.shape(0) != wanted || out.shape(1) != high - low) {
     throw py::value_error("out must be float32 [" + std::to_string(wanted) + ", " + std::to_string(high - low) + "]");
   }
@@ -195,11 +196,11 @@ void forward(Loaded& loaded, Cache& cache, const py::array_t<std::int64_t, py::a
 
 void bind_decoder(py::module_& module) {
   py::class_<Cache>(module, "Int8Cache", "Keys and values of several sequences in int8, a scale a head and token.")
-      .def_property_readonly("rows", &Cache::rows)
+      .def_property_readonly("sequences", &Cache::sequences)
       .def_property_readonly("nbytes", &Cache::bytes)
-      .def("length", &Cache::length, py::arg("row"))
-      .def("capacity", &Cache::capacity, py::arg("row"))
-      .def("rollback", &Cache::rollback, py::arg("row"), py::arg("length"))
+      .def("length", &Cache::length, py::arg("sequence"))
+      .def("capacity", &Cache::capacity, py::arg("sequence"))
+      .def("rollback", &Cache::rollback, py::arg("sequence"), py::arg("length"))
       .def("copy_prefix", &Cache::copy_prefix, py::arg("source"), py::arg("target"), py::arg("length"));
   py::class_<Loaded>(module, "CpuDecoder", "The decoder with int8 or int4 weights and an int8 cache, on the CPU.")
       .def(py::init(&load), py::arg("sizes"), py::arg("norm_eps"), py::arg("norm_after"), py::arg("tensors"),
@@ -215,6 +216,6 @@ void bind_decoder(py::module_& module) {
             return std::make_unique<Cache>(d.layers, d.kv_heads, d.head_dim, std::move(capacities));
           },
           py::arg("capacities"), "Room for sequences of so many tokens.")
-      .def("forward", &forward, py::arg("cache"), py::arg("rows").noconvert(), py::arg("tokens").noconvert(),
+      .def("forward", &forward, py::arg("cache"), py::arg("segments").noconvert(), py::arg("tokens").noconvert(),
            py::arg("low"), py::arg("high"), py::arg("out").noconvert());
 }

@@ -12,7 +12,7 @@
 #include <string_view>
 #include <vector>
 
-#include "cpu/kv_rows.h"
+#include "cpu/float_cache.h"
 #include "machine/instruction_sets.h"
 #include "machine/machine.h"
 #include "sampling/noise.h"
@@ -162,47 +162,52 @@ double read_bandwidth(std::int64_t bytes, std::int64_t threads, double seconds) 
   return mgpt::read_bandwidth(static_cast<std::size_t>(bytes), static_cast<std::size_t>(threads), seconds) / 1e9;
 }
 
-py::array_t<float> view(const py::object& owner, bool values, std::int64_t layer, std::int64_t row) {
-  const auto& rows = owner.cast<const mgpt::KvRows&>();
-  auto* data = static_cast<float*>(values ? rows.values(layer, row) : rows.keys(layer, row));
-  const std::vector<py::ssize_t> shape{1, static_cast<py::ssize_t>(rows.shape().kv_heads),
-                                       static_cast<py::ssize_t>(rows.capacity(row)),
-                                       static_cast<py::ssize_t>(rows.shape().head_dim)};
+py::array_t<float> view(const py::object& owner, bool values, std::int64_t layer, std::int64_t sequence) {
+  const auto& sequences = owner.cast<const mgpt::FloatCache&>();
+  auto* data = static_cast<float*>(values ? sequences.values(layer, sequence) : sequences.keys(layer, sequence));
+  const std::vector<py::ssize_t> shape{1, static_cast<py::ssize_t>(sequences.shape().kv_heads),
+                                       static_cast<py::ssize_t>(sequences.capacity(sequence)),
+                                       static_cast<py::ssize_t>(sequences.shape().head_dim)};
   return py::array_t<float>(shape, data, owner);
 }
 
-void bind_kv_rows(py::module_& module) {
-  using mgpt::KvRows;
-  py::class_<KvRows>(module, "KvRows",
-                     "Keys and values of every layer and row: float32, allocated once, 64-byte aligned, zero at first.")
+void bind_float_cache(py::module_& module) {
+  using mgpt::FloatCache;
+  py::class_<FloatCache>(
+      module, "FloatCache",
+      "Keys and values of every layer and sequence: float32, allocated once, 64-byte aligned, zero at first.")
       .def(py::init([](std::int64_t layers, std::int64_t kv_heads, std::int64_t head_dim,
                        std::vector<std::int64_t> capacities) {
-             return std::make_unique<KvRows>(
-                 mgpt::KvShape{layers, kv_heads, head_dim, std::move(capacities), std::int64_t{sizeof(float)}});
+             return std::make_unique<FloatCache>(
+                 mgpt::FloatCacheShape{layers, kv_heads, head_dim, std::move(capacities), std::int64_t{sizeof(float)}});
            }),
            py::arg("layers"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("capacities"))
-      .def_property_readonly("layers", [](const KvRows& rows) { return rows.shape().layers; })
-      .def_property_readonly("kv_heads", [](const KvRows& rows) { return rows.shape().kv_heads; })
-      .def_property_readonly("head_dim", [](const KvRows& rows) { return rows.shape().head_dim; })
-      .def_property_readonly("rows", &KvRows::rows)
-      .def_property_readonly("nbytes", &KvRows::bytes)
-      .def_property_readonly("lengths", &KvRows::lengths)
-      .def("capacity", &KvRows::capacity, py::arg("row"))
-      .def("length", &KvRows::length, py::arg("row"))
-      .def("append", &KvRows::append, py::arg("row"), py::arg("tokens"))
-      .def("rollback", &KvRows::rollback, py::arg("row"), py::arg("length"))
-      .def("copy_prefix", &KvRows::copy_prefix, py::arg("source"), py::arg("target"), py::arg("length"),
+      .def_property_readonly("layers", [](const FloatCache& sequences) { return sequences.shape().layers; })
+      .def_property_readonly("kv_heads", [](const FloatCache& sequences) { return sequences.shape().kv_heads; })
+      .def_property_readonly("head_dim", [](const FloatCache& sequences) { return sequences.shape().head_dim; })
+      .def_property_readonly("sequences", &FloatCache::sequences)
+      .def_property_readonly("nbytes", &FloatCache::bytes)
+      .def_property_readonly("lengths", &FloatCache::lengths)
+      .def("capacity", &FloatCache::capacity, py::arg("sequence"))
+      .def("length", &FloatCache::length, py::arg("sequence"))
+      .def("append", &FloatCache::append, py::arg("sequence"), py::arg("tokens"))
+      .def("rollback", &FloatCache::rollback, py::arg("sequence"), py::arg("length"))
+      .def("copy_prefix", &FloatCache::copy_prefix, py::arg("source"), py::arg("target"), py::arg("length"),
            py::call_guard<py::gil_scoped_release>())
       .def(
           "k",
-          [](const py::object& self, std::int64_t layer, std::int64_t row) { return view(self, false, layer, row); },
-          py::arg("layer"), py::arg("row"),
-          "A writable view [1, kv_heads, capacity, head_dim] that keeps the rows alive.")
+          [](const py::object& self, std::int64_t layer, std::int64_t sequence) {
+            return view(self, false, layer, sequence);
+          },
+          py::arg("layer"), py::arg("sequence"),
+          "A writable view [1, kv_heads, capacity, head_dim] that keeps the sequences alive.")
       .def(
           "v",
-          [](const py::object& self, std::int64_t layer, std::int64_t row) { return view(self, true, layer, row); },
-          py::arg("layer"), py::arg("row"),
-          "A writable view [1, kv_heads, capacity, head_dim] that keeps the rows alive.");
+          [](const py::object& self, std::int64_t layer, std::int64_t sequence) {
+            return view(self, true, layer, sequence);
+          },
+          py::arg("layer"), py::arg("sequence"),
+          "A writable view [1, kv_heads, capacity, head_dim] that keeps the sequences alive.");
 }
 
 }  // namespace
@@ -218,6 +223,6 @@ PYBIND11_MODULE(_native, module) {
   module.def("use_instruction_set", &use_instruction_set, py::arg("name"));
   module.def("cpu_features", &mgpt::cpu_features);
   module.def("read_bandwidth", &read_bandwidth, py::arg("bytes"), py::arg("threads"), py::arg("seconds"));
-  bind_kv_rows(module);
+  bind_float_cache(module);
   bind_decoder(module);
 }

@@ -36,8 +36,8 @@ Cache::Cache(std::int64_t layers, std::int64_t kv_heads, std::int64_t head_dim, 
   std::memset(memory_.get(), 0, bytes_);
 }
 
-HeadCache Cache::head(std::int64_t layer, std::int64_t row, std::int64_t head) const {
-  const auto index = static_cast<std::size_t>(row);
+HeadCache Cache::head(std::int64_t layer, std::int64_t sequence, std::int64_t head) const {
+  const auto index = static_cast<std::size_t>(sequence);
   const std::int64_t padded = padded_[index];
   const auto bytes = static_cast<std::size_t>(padded * (2 * head_dim_ + 8));
   std::byte* start = memory_.get() + static_cast<std::size_t>(layer) * layer_bytes_ + offsets_[index] +
@@ -48,20 +48,20 @@ HeadCache Cache::head(std::int64_t layer, std::int64_t row, std::int64_t head) c
   return {keys, key_scales, values, key_scales + padded};
 }
 
-void Cache::append(std::int64_t row, std::int64_t tokens) {
-  const auto index = static_cast<std::size_t>(row);
+void Cache::append(std::int64_t sequence, std::int64_t tokens) {
+  const auto index = static_cast<std::size_t>(sequence);
   if (tokens < 0 || lengths_.at(index) + tokens > capacities_[index]) {
-    throw std::out_of_range("row " + std::to_string(row) + " holds " + std::to_string(capacities_[index]) +
+    throw std::out_of_range("sequence " + std::to_string(sequence) + " holds " + std::to_string(capacities_[index]) +
                             " tokens, " + std::to_string(lengths_[index]) + " + " + std::to_string(tokens) +
                             " do not fit");
   }
   lengths_[index] += tokens;
 }
 
-void Cache::rollback(std::int64_t row, std::int64_t length) {
-  const auto index = static_cast<std::size_t>(row);
+void Cache::rollback(std::int64_t sequence, std::int64_t length) {
+  const auto index = static_cast<std::size_t>(sequence);
   if (length < 0 || length > lengths_.at(index)) {
-    throw std::out_of_range("row " + std::to_string(row) + " has " + std::to_string(lengths_.at(index)) +
+    throw std::out_of_range("sequence " + std::to_string(sequence) + " has " + std::to_string(lengths_.at(index)) +
                             " tokens, can't go back to " + std::to_string(length));
   }
   lengths_[index] = length;
@@ -69,7 +69,7 @@ void Cache::rollback(std::int64_t row, std::int64_t length) {
 
 void Cache::copy_prefix(std::int64_t source, std::int64_t target, std::int64_t length) {
   if (length < 0 || length > this->length(source) || length > capacity(target)) {
-    throw std::out_of_range("a prefix of " + std::to_string(length) + " tokens is not within rows " +
+    throw std::out_of_range("a prefix of " + std::to_string(length) + " tokens is not within sequences " +
                             std::to_string(source) + " and " + std::to_string(target));
   }
   if (source == target) return rollback(target, length);

@@ -16,7 +16,7 @@ struct Decoder::Workspace {
   std::vector<float> stream;       // [tokens, hidden]: every member keeps the residual stream itself
   std::vector<float> normalised;   // [tokens, hidden]
   std::vector<float> projected;    // [tokens, channels of this member]
-  std::vector<float> scores;       // [capacity of the longest row]
+  std::vector<float> scores;       // [capacity of the longest sequence]
   std::vector<std::int8_t> bytes;  // [tokens, widest input]
   std::vector<float> scales;       // [tokens, groups of the widest input]
   std::vector<std::int32_t> sums;  // the same
@@ -64,15 +64,15 @@ void Decoder::check(const Cache& cache, std::span<const Segment> segments, std::
                             ") are not within the vocabulary of " + std::to_string(vocabulary));
   }
   for (const Segment& segment : segments) {
-    const auto of_row = [&](const Segment& other) { return other.row == segment.row; };
-    if (std::ranges::count_if(segments, of_row) != 1) {
-      throw std::invalid_argument("row " + std::to_string(segment.row) + " is fed twice in one pass");
+    const auto of_sequence = [&](const Segment& other) { return other.sequence == segment.sequence; };
+    if (std::ranges::count_if(segments, of_sequence) != 1) {
+      throw std::invalid_argument("sequence " + std::to_string(segment.sequence) + " is fed twice in one pass");
     }
-    const std::int64_t room = std::min(cache.capacity(segment.row), model_.positions);
-    const std::int64_t end = cache.length(segment.row) + static_cast<std::int64_t>(segment.tokens.size());
+    const std::int64_t room = std::min(cache.capacity(segment.sequence), model_.positions);
+    const std::int64_t end = cache.length(segment.sequence) + static_cast<std::int64_t>(segment.tokens.size());
     if (end > room) {
-      throw std::out_of_range("row " + std::to_string(segment.row) + " holds " + std::to_string(room) + " tokens, " +
-                              std::to_string(end) + " do not fit");
+      throw std::out_of_range("sequence " + std::to_string(segment.sequence) + " holds " + std::to_string(room) +
+                              " tokens, " + std::to_string(end) + " do not fit");
     }
     for (const std::int64_t id : segment.tokens) {
       if (id >= 0 && id < vocabulary) continue;
@@ -88,8 +88,8 @@ std::int64_t Decoder::feed(Cache& cache, std::span<const Segment> segments) {
   std::int64_t longest = 0;
   tokens_.clear();
   for (const Segment& segment : segments) {
-    std::int64_t position = cache.length(segment.row);
-    for (const std::int64_t id : segment.tokens) tokens_.push_back({segment.row, position++, id});
+    std::int64_t position = cache.length(segment.sequence);
+    for (const std::int64_t id : segment.tokens) tokens_.push_back({segment.sequence, position++, id});
     longest = std::max(longest, position);
   }
   for (auto& work : work_) {
@@ -103,7 +103,7 @@ std::int64_t Decoder::feed(Cache& cache, std::span<const Segment> segments) {
   }
   std::size_t end = 0, wanted = 0;
   for (const Segment& segment : segments) {
-    cache.append(segment.row, static_cast<std::int64_t>(segment.tokens.size()));
+    cache.append(segment.sequence, static_cast<std::int64_t>(segment.tokens.size()));
     end += segment.tokens.size();
     for (std::size_t i = end - static_cast<std::size_t>(segment.last); i < end; ++i, ++wanted) {
       if (i != wanted) std::copy_n(hidden_.data() + i * hidden, hidden, hidden_.data() + wanted * hidden);
@@ -118,7 +118,7 @@ void Embedding::row(std::int64_t id, std::int64_t hidden, float* out) const {
     return;
   }
   for (std::int64_t i = 0; i < hidden; ++i) {
-    const std::uint32_t bits = static_cast<std::uint32_t>(brains[id * hidden + i]) << 16;
+    const std::uint32_t bits = static_cast<std::uint32_t>(bfloat16[id * hidden + i]) << 16;
     std::memcpy(out + i, &bits, sizeof bits);
   }
 }
@@ -193,11 +193,11 @@ void Decoder::attention(int member, const Layer& layer, std::int64_t index, cons
       float* key = query + group * dim;
       kernels_.norm_and_rotate(key, layer.key_weight + kv * dim, layer.key_bias + kv * dim, model_.rotation,
                                token.position, dim);
-      kernels_.append(cache.head(index, token.row, kv), key, key + dim, token.position, dim);
+      kernels_.append(cache.head(index, token.sequence, kv), key, key + dim, token.position, dim);
     }
     for (std::int64_t t = 0; t < rows; ++t) {
       const Token& token = tokens[static_cast<std::size_t>(t)];
-      const HeadCache past = cache.head(index, token.row, kv);
+      const HeadCache past = cache.head(index, token.sequence, kv);
       for (std::int64_t q = 0; q < group; ++q) {
         kernels_.attend(past, head + t * stride + q * dim, token.position, dim, work.scores.data(),
                         mixed_.data() + (t * d.heads + kv * group + q) * dim);

@@ -42,7 +42,7 @@ struct Layer {
 
 // [vocabulary, hidden]: bfloat16, or bytes with a scale a row; the other is null.
 struct Embedding {
-  const std::uint16_t* brains;
+  const std::uint16_t* bfloat16;
   const std::int8_t* bytes;
   const float* scales;
 
@@ -59,9 +59,9 @@ struct Model {
   std::int64_t positions;  // that `rotation` reaches
 };
 
-// New tokens of one row of the cache, and of how many of the last ones logits are wanted.
+// New tokens of one sequence of the cache, and of how many of the last ones logits are wanted.
 struct Segment {
-  std::int64_t row;
+  std::int64_t sequence;
   std::span<const std::int64_t> tokens;
   std::int64_t last;
 };
@@ -84,13 +84,13 @@ class Decoder {
 
   // Feeds the segments' tokens and appends them to the cache; `out` gets the logits over the ids [low, high) of each
   // segment's last tokens, one segment's after another's. Buffers grow only for a pass longer than all before it.
-  // Throws std::out_of_range for a token, row, length or id that does not fit, std::invalid_argument for a row that
-  // comes twice; the cache is then as it was.
+  // Throws std::out_of_range for a token, sequence, length or id that does not fit, std::invalid_argument for a
+  // sequence that comes twice; the cache is then as it was.
   void forward(Cache& cache, std::span<const Segment> segments, std::int64_t low, std::int64_t high, float* out);
 
  private:
   struct Token {
-    std::int64_t row, position, id;
+    std::int64_t sequence, position, id;
   };
   struct Workspace;  // of one member
 

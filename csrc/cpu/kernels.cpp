@@ -118,7 +118,7 @@ struct Tile4 {
         }
       }
       for (int b = 0; b < blocks; ++b) {
-        const Lanes scale = load_brains(scales + (b * groups + group) * kChannels);
+        const Lanes scale = load_bfloat16(scales + (b * groups + group) * kChannels);
         for (int r = 0; r < rows; ++r) {
           const std::int64_t at = (row + r) * groups + group;
           const Lanes exact = to_floats(words(sums[r][b]) - 8 * x.sums[at]);

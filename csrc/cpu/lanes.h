@@ -163,7 +163,7 @@ MGPT_INLINE void store_bytes(std::int8_t* to, const Words& x) {
 }
 
 // Sixteen bfloat16.
-MGPT_INLINE Lanes load_brains(const std::uint16_t* from) {
+MGPT_INLINE Lanes load_bfloat16(const std::uint16_t* from) {
 #if defined(__AVX512F__)
   const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   return {{(FloatPart)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16)}};

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from mgpt_edge.runtime.decoding.feed import Logits
     from mgpt_edge.runtime.decoding.window import Window
-    from mgpt_edge.runtime.engines.base import Rows
+    from mgpt_edge.runtime.engines.base import Sequences
     from mgpt_edge.runtime.family.grammar import Grammar
     from mgpt_edge.runtime.sampling.sampler import Sampler
 
@@ -26,34 +26,34 @@ class Ahead(Feed):
 
     The noise of a position is fixed, so its token is a function of the tokens before it. A pass is fed guesses for the
     next codes; the loop draws each from the logits as if it had been fed alone, and as long as it draws what was
-    guessed, the next logits are there already. At the first other token the rows go back, and what the stale logits
-    give at the positions behind it becomes the next guess (a new position copies its left neighbour).
+    guessed, the next logits are there already. At the first other token the sequences go back, and what the stale
+    logits give at the positions behind it becomes the next guess (a new position copies its left neighbour).
 
     Args:
-        rows: as `Feed`.
-        row: as `Feed`.
+        sequences: as `Feed`.
+        sequence: as `Feed`.
         guided: as `Feed`.
         sampler: that draws the codes.
-        offset: of the answer's first token in the conditional row.
+        offset: of the answer's first token in the conditional sequence.
         window: how many codes to guess.
     """
 
     def __init__(
         self,
-        rows: Rows,
-        row: int,
+        sequences: Sequences,
+        sequence: int,
         *,
         guided: bool,
         sampler: Sampler | GroupedSampler,
         offset: int,
         window: Window,
     ) -> None:
-        super().__init__(rows, row, guided=guided)
+        super().__init__(sequences, sequence, guided=guided)
         self.sampler, self.offset, self.window = sampler, offset, window
         self.fed: list[int] = []  # the last token known when the pass began, then the guesses
         self.first = 0  # index of fed[0] in the answer
         self.right = 0  # guesses that were drawn since
-        self.ahead: list[NDArray[np.float32]]  # logits behind each of `fed`, a row after another
+        self.ahead: list[NDArray[np.float32]]  # logits behind each of `fed`, a sequence after another
         self.started = 0.0
 
     def wants(self, grammar: Grammar) -> Pass | None:
@@ -73,9 +73,9 @@ class Ahead(Feed):
         guesses = self._guess(grammar)
         self.settle()
         self.fed, self.first = [self.cond[-1], *guesses], len(grammar.tokens) - 1
-        feeds = [Segment(self.row, [*self.cond, *guesses], len(self.fed))]
+        feeds = [Segment(self.sequence, [*self.cond, *guesses], len(self.fed))]
         if self.guided:
-            feeds.append(Segment(self.row + 1, [*self.uncond, *guesses], len(self.fed)))
+            feeds.append(Segment(self.sequence + 1, [*self.uncond, *guesses], len(self.fed)))
         return Pass(feeds, "image")
 
     def take(self, logits: list[NDArray[np.float32]]) -> None:
@@ -89,8 +89,8 @@ class Ahead(Feed):
     def settle(self) -> None:
         wrong = len(self.fed) - 1 - self.right
         if wrong > 0:
-            for row in (self.row, self.row + 1)[: 1 + self.guided]:
-                self.rows.rollback(row, self.rows.length(row) - wrong)
+            for sequence in (self.sequence, self.sequence + 1)[: 1 + self.guided]:
+                self.sequences.rollback(sequence, self.sequences.length(sequence) - wrong)
         if self.fed:
             self.window.learn(len(self.fed) - 1, self.right)
         self.fed, self.right = [], 0

@@ -1,4 +1,4 @@
-"""Tokens on their way into the rows of an engine that draws a picture's codes by itself."""
+"""Tokens on their way into the sequences of an engine that draws a picture's codes by itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mgpt_edge.runtime.decoding.steps import Pass
-    from mgpt_edge.runtime.engines.base import Drawer, Rows
+    from mgpt_edge.runtime.engines.base import Drawer, Sequences
     from mgpt_edge.runtime.family.grammar import Grammar
     from mgpt_edge.runtime.sampling.sampler import Sampler
 
@@ -22,24 +22,24 @@ FEW = 2
 """Waiting tokens that such an engine is given one by one: a code, and the end of its row."""
 
 
-class RowFeed(Feed):
+class DeviceFeed(Feed):
     """An engine that draws a picture's codes by itself, a row of codes at a time.
 
     The first code comes from the prompt's pass. What is not a code, and many forced tokens at once, go pass by pass.
 
     Args:
-        rows: as `Feed`.
-        row: as `Feed`.
+        sequences: as `Feed`.
+        sequence: as `Feed`.
         guided: as `Feed`.
         sampler: that draws the codes.
         drawer: the engine's.
     """
 
-    def __init__(self, rows: Rows, row: int, *, guided: bool, sampler: Sampler, drawer: Drawer) -> None:
-        super().__init__(rows, row, guided=guided)
+    def __init__(self, sequences: Sequences, sequence: int, *, guided: bool, sampler: Sampler, drawer: Drawer) -> None:
+        super().__init__(sequences, sequence, guided=guided)
         self.sampler, self.drawer = sampler, drawer
         self.drawn: deque[int] = deque()  # codes to come
-        self.held = 0  # tokens to come that the rows hold already
+        self.held = 0  # tokens to come that the sequences hold already
 
     def push(self, grammar: Grammar) -> None:
         if self.held:
@@ -61,7 +61,9 @@ class RowFeed(Feed):
         for index in range(begin - len(self.cond), end):
             low, high = grammar.interval_at(index)
             forced[index] = low if high - low == 1 else -1
-        tokens = self.drawer.draw(Drawing(self.row, grammar.open_picture(), len(self.cond), forced, end, self.sampler))
+        tokens = self.drawer.draw(
+            Drawing(self.sequence, grammar.open_picture(), len(self.cond), forced, end, self.sampler)
+        )
         self.passes += len(self.cond) + len(tokens) - 1
         self.drawn.extend(token for token, only in zip(tokens, forced[begin:end], strict=True) if only < 0)
         self.held = len(tokens) - 1
@@ -71,7 +73,7 @@ class RowFeed(Feed):
 
     @property
     def _level(self) -> bool:
-        """Whether the same tokens wait for both rows."""
+        """Whether the same tokens wait for both sequences."""
         return self.cond == self.uncond
 
     def __call__(

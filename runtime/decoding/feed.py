@@ -1,4 +1,4 @@
-"""Tokens on their way into the rows, pass by pass."""
+"""Tokens on their way into the sequences, pass by pass."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mgpt_edge.runtime.engines.base import Rows
+    from mgpt_edge.runtime.engines.base import Sequences
     from mgpt_edge.runtime.family.grammar import Grammar
 
     Logits = tuple[NDArray[np.float32], NDArray[np.float32] | None]
-    """Of the conditional row and, where guided, of the unconditional one."""
+    """Of the conditional sequence and, where guided, of the unconditional one."""
 
 
 class Feed:
-    """Tokens that wait for the next pass of a stream's rows.
+    """Tokens that wait for the next pass of a stream's sequences.
 
-    The unconditional row sees the open picture only, and only where codes are drawn: it begins with the
+    The unconditional sequence sees the open picture only, and only where codes are drawn: it begins with the
     picture, and waits through the passes for its height and width.
 
     Args:
-        rows: the cache.
-        row: the stream's conditional row; the unconditional one follows it.
+        sequences: the cache.
+        sequence: the stream's conditional sequence; the unconditional one follows it.
         guided: whether there is one.
     """
 
-    def __init__(self, rows: Rows, row: int, *, guided: bool) -> None:
-        self.rows, self.row = rows, row
+    def __init__(self, sequences: Sequences, sequence: int, *, guided: bool) -> None:
+        self.sequences, self.sequence = sequences, sequence
         self.guided = guided
         self.cond: list[int] = []
         self.uncond: list[int] = []
@@ -50,7 +50,7 @@ class Feed:
         self.cond.append(token)
         if self.guided and grammar.start is not None:
             if grammar.start == len(grammar.tokens) - 1:
-                self.rows.rollback(self.row + 1, 0)
+                self.sequences.rollback(self.sequence + 1, 0)
                 self.uncond.clear()
             self.uncond.append(token)
 
@@ -59,9 +59,9 @@ class Feed:
         if not self.cond:
             return None
         code = grammar.mode == "code"
-        feeds = [Segment(self.row, self.cond)]
+        feeds = [Segment(self.sequence, self.cond)]
         if self.guided and code:
-            feeds.append(Segment(self.row + 1, self.uncond))
+            feeds.append(Segment(self.sequence + 1, self.uncond))
         return Pass(feeds, "image" if code else "text")
 
     def take(self, logits: list[NDArray[np.float32]]) -> None:
@@ -73,4 +73,4 @@ class Feed:
         self.logits = logits[0][0], logits[1][0] if len(logits) > 1 else None
 
     def settle(self) -> None:
-        """The rows hold the answer's own tokens and nothing else."""
+        """The sequences hold the answer's own tokens and nothing else."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from mgpt_edge.runtime.decoding.feed import Feed
     from mgpt_edge.runtime.decoding.steps import Loop
-    from mgpt_edge.runtime.decoding.stream import Prompt
+    from mgpt_edge.runtime.decoding.stream import Prefilled
     from mgpt_edge.runtime.family.grammar import Form, Mode
     from mgpt_edge.runtime.family.layout import ImageLayout
     from mgpt_edge.runtime.intake.request import Request
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     """Arguments as `Sampler`'s."""
 
 
-def answer(prompt: Prompt, feed: Feed, draws: dict[Mode, Draw], number: int) -> Loop:
+def answer(prompt: Prefilled, feed: Feed, draws: dict[Mode, Draw], number: int) -> Loop:
     """One answer to a prompt; pauses where it needs a pass, and is sent its logits.
 
     Forced tokens are never sampled: they are fed together with the token before them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mgpt_edge.runtime.decoding.device_feed import RowFeed
+from mgpt_edge.runtime.decoding.device_feed import DeviceFeed
 from mgpt_edge.runtime.decoding.loop import answer, samplers_of
 from mgpt_edge.runtime.decoding.stream import Stream
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.decoding.loop import Draw
     from mgpt_edge.runtime.decoding.steps import Loop, Step
     from mgpt_edge.runtime.decoding.window import Window
-    from mgpt_edge.runtime.engines.base import Rows
+    from mgpt_edge.runtime.engines.base import Sequences
     from mgpt_edge.runtime.family.grammar import Mode
     from mgpt_edge.runtime.intake.job import Job
 
 
-def decode(rows: Rows, jobs: Sequence[Job], window: Window | None = None) -> Iterator[Step]:
+def decode(sequences: Sequences, jobs: Sequence[Job], window: Window | None = None) -> Iterator[Step]:
     """Answers each job's prompt `count` times, each time with a seed of its own.
 
-    As many answers at a time as the rows have streams; a prompt is computed once while any stream holds it. What
+    As many answers at a time as the sequences have streams; a prompt is computed once while any stream holds it. What
     is drawn does not depend on what is drawn beside it, as far as the engine's logits don't.
 
     Args:
-        rows: each stream's with room for any of the jobs; what they hold already comes before the prompts.
+        sequences: each stream's with room for any of the jobs; what they hold already comes before the prompts.
         jobs: prompts and how to answer them.
         window: how many codes to guess ahead; None feeds only what is known.
 
@@ -37,7 +37,7 @@ def decode(rows: Rows, jobs: Sequence[Job], window: Window | None = None) -> Ite
         IncompleteAnswer: one broke off within a picture (`loop.answer`).
     """
     waiting = list(enumerate((job, attempt) for job in jobs for attempt in range(job.request.count)))
-    streams = [Stream(rows, index) for index in range(rows.streams)]
+    streams = [Stream(sequences, index) for index in range(sequences.streams)]
     while True:
         for stream in streams:
             while stream.loop is None and (ready := _ready(waiting, streams)) is not None:
@@ -50,7 +50,7 @@ def decode(rows: Rows, jobs: Sequence[Job], window: Window | None = None) -> Ite
             return
         head = next((wants.head for stream, wants in wanting if stream.prompt is None), wanting[0][1].head)
         together = [(stream, wants) for stream, wants in wanting if wants.head == head]
-        logits = rows.forward([fed for _, wants in together for fed in wants.feeds], head)
+        logits = sequences.forward([fed for _, wants in together for fed in wants.feeds], head)
         for stream, wants in together:
             mine, logits = logits[: len(wants.feeds)], logits[len(wants.feeds) :]
             yield from stream.proceed(mine)
@@ -72,6 +72,6 @@ def _answer(stream: Stream, holder: Stream | None, job: Job, attempt: int, numbe
     samplers = samplers_of(job.request, attempt)
     feed = stream.feed(samplers["code"], window)
     draws: dict[Mode, Draw] = {**samplers}
-    if isinstance(feed, RowFeed):
+    if isinstance(feed, DeviceFeed):
         draws["code"] = feed
     yield from answer(stream.prompt, feed, draws, number)

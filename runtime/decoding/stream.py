@@ -1,4 +1,4 @@
-"""Two rows of a cache, the prompt that they hold, and the answer to it that is under way."""
+"""Two sequences of a cache, the prompt that they hold, and the answer to it that is under way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mgpt_edge.runtime.decoding.ahead import Ahead
-from mgpt_edge.runtime.decoding.device_feed import RowFeed
+from mgpt_edge.runtime.decoding.device_feed import DeviceFeed
 from mgpt_edge.runtime.decoding.feed import Feed
 from mgpt_edge.runtime.decoding.steps import Pass
 from mgpt_edge.runtime.family.grammar import Grammar
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.decoding.feed import Logits
     from mgpt_edge.runtime.decoding.steps import Loop, Prefill, Step
     from mgpt_edge.runtime.decoding.window import Window
-    from mgpt_edge.runtime.engines.base import Rows
+    from mgpt_edge.runtime.engines.base import Sequences
     from mgpt_edge.runtime.intake.job import Job
     from mgpt_edge.runtime.sampling.grouped import GroupedSampler
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """A job's prompt in the rows, and behind it what every answer to it begins with.
+class Prefilled:
+    """A job's prompt in the sequences, and behind it what every answer to it begins with.
 
     Args:
         job: whose.
-        forced: how many tokens of the answer stand in the rows.
-        unfed: of them, what the unconditional row has not seen yet.
-        lengths: of the rows.
+        forced: how many tokens of the answer stand in the sequences.
+        unfed: of them, what the unconditional sequence has not seen yet.
+        lengths: of the sequences.
         logits: of the token that comes next.
     """
 
@@ -46,7 +46,7 @@ class Prompt:
 
     @property
     def offset(self) -> int:
-        """Position of an answer's first token in the conditional row."""
+        """Position of an answer's first token in the conditional sequence."""
         return self.lengths[0] - self.forced
 
 
@@ -54,24 +54,24 @@ class Stream:
     """One answer at a time.
 
     Args:
-        rows: a cache, shared with other streams.
-        index: of this one; what its rows hold already comes before every prompt.
+        sequences: a cache, shared with other streams.
+        index: of this one; what its sequences hold already comes before every prompt.
     """
 
-    def __init__(self, rows: Rows, index: int) -> None:
-        self.rows = rows
-        self.row = 2 * index
-        self.base = rows.length(self.row)
-        self.job: Job | None = None  # whose prompt is in the rows, or on its way
-        self.prompt: Prompt | None = None  # once it is computed
+    def __init__(self, sequences: Sequences, index: int) -> None:
+        self.sequences = sequences
+        self.sequence = 2 * index
+        self.base = sequences.length(self.sequence)
+        self.job: Job | None = None  # whose prompt is in the sequences, or on its way
+        self.prompt: Prefilled | None = None  # once it is computed
         self.loop: Loop | None = None
         self.wants: Pass | None = None
 
     def prefill(self, job: Job) -> Prefill:
-        """Takes a job's prompt into the rows; the pass it wants can be shared like any other."""
+        """Takes a job's prompt into the sequences; the pass it wants can be shared like any other."""
         self.job, self.prompt = job, None
         self._go_back((self.base, 0))
-        feed = Feed(self.rows, self.row, guided=job.request.guidance != 1)
+        feed = Feed(self.sequences, self.sequence, guided=job.request.guidance != 1)
         feed.cond += job.prompt
         opening = Grammar(job.form)
         while not opening.done and opening.forced is not None:
@@ -81,26 +81,26 @@ class Stream:
         assert wanted is not None
         # The next pass writes over the logits, and every answer begins with these.
         feed.take([logits.copy() for logits in (yield wanted)])
-        lengths = self.rows.length(self.row), self.rows.length(self.row + 1)
-        self.prompt = Prompt(job, len(opening.tokens), tuple(feed.uncond), lengths, feed.logits)
+        lengths = self.sequences.length(self.sequence), self.sequences.length(self.sequence + 1)
+        self.prompt = Prefilled(job, len(opening.tokens), tuple(feed.uncond), lengths, feed.logits)
 
     def share(self, other: Stream) -> None:
         """Takes the prompt that another stream has computed."""
         assert other.prompt is not None
         self.job, self.prompt = other.job, other.prompt
         for number, length in enumerate(self.prompt.lengths):
-            self.rows.copy_prefix(other.row + number, self.row + number, length)
+            self.sequences.copy_prefix(other.sequence + number, self.sequence + number, length)
 
     def feed(self, sampler: Sampler | GroupedSampler, window: Window | None) -> Feed:
-        """What takes an answer's tokens into the rows; they go back to the end of the prompt."""
+        """What takes an answer's tokens into the sequences; they go back to the end of the prompt."""
         assert self.prompt is not None
         self._go_back(self.prompt.lengths)
-        guided, offset, drawer = self.prompt.job.request.guidance != 1, self.prompt.offset, self.rows.drawer
-        feed = Feed(self.rows, self.row, guided=guided)
+        guided, offset, drawer = self.prompt.job.request.guidance != 1, self.prompt.offset, self.sequences.drawer
+        feed = Feed(self.sequences, self.sequence, guided=guided)
         if window is not None:
-            feed = Ahead(self.rows, self.row, guided=guided, sampler=sampler, offset=offset, window=window)
+            feed = Ahead(self.sequences, self.sequence, guided=guided, sampler=sampler, offset=offset, window=window)
         elif drawer is not None and isinstance(sampler, Sampler):
-            feed = RowFeed(self.rows, self.row, guided=guided, sampler=sampler, drawer=drawer)
+            feed = DeviceFeed(self.sequences, self.sequence, guided=guided, sampler=sampler, drawer=drawer)
         feed.uncond += self.prompt.unfed
         feed.logits = self.prompt.logits
         return feed
@@ -120,4 +120,4 @@ class Stream:
 
     def _go_back(self, lengths: tuple[int, int]) -> None:
         for number, length in enumerate(lengths):
-            self.rows.rollback(self.row + number, length)
+            self.sequences.rollback(self.sequence + number, length)

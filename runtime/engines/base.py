@@ -18,9 +18,9 @@ Head = Literal["image", "text"]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """New tokens of one row of a cache, and of how many of the last ones logits are wanted."""
+    """New tokens of one sequence of a cache, and of how many of the last ones logits are wanted."""
 
-    row: int
+    sequence: int
     tokens: Sequence[int]
     last: int = 1
 
@@ -30,15 +30,15 @@ class Drawing:
     """Codes of a stream's picture that its engine draws by itself, a pass each.
 
     Args:
-        row: the conditional one; with guidance the next one, too, holds the picture.
+        sequence: the conditional one; with guidance the next one, too, holds the picture.
         tokens: of the picture so far, from begin-of-image.
-        pending: the last so many of them, which the rows don't hold yet.
+        pending: the last so many of them, which the sequences don't hold yet.
         forced: [size] int32, the only token that may stand at an index of the picture, or -1.
         until: index to draw up to, exclusive; the last of them is not fed.
         sampler: draws the codes.
     """
 
-    row: int
+    sequence: int
     tokens: Sequence[int]
     pending: int
     forced: NDArray[np.int32]
@@ -50,24 +50,24 @@ class Drawing:
         return self.sampler.guidance != 1
 
     @property
-    def rows(self) -> range:
+    def sequences(self) -> range:
         """Those that the picture's tokens are fed to."""
-        return range(self.row, self.row + 1 + self.guided)
+        return range(self.sequence, self.sequence + 1 + self.guided)
 
 
 class Drawer(Protocol):
-    """Goes on with a picture in the rows it belongs to."""
+    """Goes on with a picture in the sequences it belongs to."""
 
     def draw(self, drawing: Drawing) -> list[int]:
         """What stands in the picture at the indices from `len(drawing.tokens)` to `drawing.until`.
 
         Raises:
-            NumericalError: as the sampler; the rows hold no more than before.
+            NumericalError: as the sampler; the sequences hold no more than before.
         """
 
 
-class Rows(Protocol):
-    """Cached rows of one or several streams: of stream s, row 2s is conditional and row 2s + 1 unconditional."""
+class Sequences(Protocol):
+    """Cached sequences of one or several streams: of stream s, 2s is conditional and 2s + 1 unconditional."""
 
     streams: int
 
@@ -75,22 +75,22 @@ class Rows(Protocol):
     def drawer(self) -> Drawer | None:
         """What draws codes without the host, where the engine can."""
 
-    def length(self, row: int) -> int:
-        """Positions of a row whose K/V are valid."""
+    def length(self, sequence: int) -> int:
+        """Positions of a sequence whose K/V are valid."""
 
     def forward(self, feeds: Sequence[Segment], head: Head) -> list[NDArray[np.float32]]:
-        """One pass over new tokens of some rows; the others are left as they are.
+        """One pass over new tokens of some sequences; the others are left as they are.
 
         Returns:
             For each of `feeds` logits [last, ids], over the image codes or the whole vocabulary. The memory is
             used again by the next pass.
         """
 
-    def rollback(self, row: int, length: int) -> None:
-        """Forgets what was cached of a row beyond `length`."""
+    def rollback(self, sequence: int, length: int) -> None:
+        """Forgets what was cached of a sequence beyond `length`."""
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
-        """The first `length` positions of row `source` replace those of `target`."""
+        """The first `length` positions of sequence `source` replace those of `target`."""
 
 
 class Engine(Protocol):
@@ -99,12 +99,12 @@ class Engine(Protocol):
     most_streams: int
     """Streams that can share a pass."""
     most_tokens: int
-    """Tokens that a row can hold, whatever the memory."""
+    """Tokens that a sequence can hold, whatever the memory."""
     threads: int
     """Of every pass on the CPU."""
 
-    def open(self, capacities: tuple[int, int], streams: int = 1) -> Rows:
-        """Allocates the caches of streams that share passes, in tokens a conditional and an unconditional row.
+    def open(self, capacities: tuple[int, int], streams: int = 1) -> Sequences:
+        """Allocates the caches of streams that share passes, in tokens a conditional and an unconditional sequence.
 
         Raises:
             OutOfMemory: the machine has less.

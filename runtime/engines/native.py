@@ -73,20 +73,20 @@ class NativeEngine(Graphs):
         manifest = bundle.manifest
         self.decoder = load_decoder(bundle.path(FILE), manifest.dimensions, manifest.vocabulary.size, threads, kernels)
 
-    def open(self, capacities: tuple[int, int], streams: int = 1) -> NativeRows:
+    def open(self, capacities: tuple[int, int], streams: int = 1) -> NativeSequences:
         d = self.bundle.manifest.dimensions
         with self.lock:
             if self.decoder.positions < max(capacities):
                 self.decoder.rotate(*rotary_tables(max(capacities), d.head_dim, d.rope_theta))
-        return NativeRows(self, capacities, streams)
+        return NativeSequences(self, capacities, streams)
 
 
-class NativeRows:
-    """Streams' caches, and the arrays that passes read and write; `engines.base.Rows`.
+class NativeSequences:
+    """Streams' caches, and the arrays that passes read and write; `engines.base.Sequences`.
 
     Args:
         engine: shared with others; a lock keeps each pass whole.
-        capacities: tokens that each stream's two rows can hold.
+        capacities: tokens that each stream's two sequences can hold.
         streams: that share passes.
     """
 
@@ -105,13 +105,13 @@ class NativeRows:
             msg = f"no memory for the K/V of {streams} x ({capacities[0]} + {capacities[1]}) tokens; see: mgpt estimate"
             raise OutOfMemory(msg) from error
 
-    def length(self, row: int) -> int:
-        return self.cache.length(row)
+    def length(self, sequence: int) -> int:
+        return self.cache.length(sequence)
 
     def forward(self, feeds: Sequence[Segment], head: Head) -> list[NDArray[np.float32]]:
         count = wanted = 0
         for number, fed in enumerate(feeds):
-            self.plan[number] = fed.row, len(fed.tokens), fed.last
+            self.plan[number] = fed.sequence, len(fed.tokens), fed.last
             self.tokens[count : count + len(fed.tokens)] = fed.tokens
             count, wanted = count + len(fed.tokens), wanted + fed.last
         out = self._out(head, wanted)
@@ -126,8 +126,8 @@ class NativeRows:
             self.logits[head] = np.zeros((wanted, high - low), np.float32)
         return self.logits[head][:wanted]
 
-    def rollback(self, row: int, length: int) -> None:
-        self.cache.rollback(row, length)
+    def rollback(self, sequence: int, length: int) -> None:
+        self.cache.rollback(sequence, length)
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         self.cache.copy_prefix(source, target, length)

@@ -93,7 +93,7 @@ class Answer:
         return cls(tuple(parts), end)
 
 
-class Words:
+class Detokenizer:
     """Tokens of text to characters, held back while a character's bytes are not all there."""
 
     LONGEST = 4  # bytes of a character in UTF-8, so tokens too

@@ -15,7 +15,7 @@ from mgpt_edge.runtime.decoding.steps import End, FinishedRow, Word
 from mgpt_edge.runtime.errors import IncompleteAnswer
 from mgpt_edge.runtime.family.layout import ImageLayout
 from mgpt_edge.runtime.family.tasks import tasks
-from mgpt_edge.runtime.results.events import Picture, Preview, Text, Words
+from mgpt_edge.runtime.results.events import Detokenizer, Picture, Preview, Text
 from mgpt_edge.runtime.results.metadata import KEY
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Presenter:
             preview: whether unfinished pictures are shown.
             kept_rows: that the pictures have from another, for their notes.
         """
-        words = Words(self.tokenizer)
+        words = Detokenizer(self.tokenizer)
         costs: dict[int, dict[str, int]] = {}  # of the pictures that are not done
         try:
             for step in steps:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(HERE))
 
 import machine  # noqa: E402
 
-TESTS = ("cpu/test_kv_rows.py", "test_machine.py", "sampling/test_noise.py", "sampling/test_sampler.py")
+TESTS = ("cpu/test_float_cache.py", "test_machine.py", "sampling/test_noise.py", "sampling/test_sampler.py")
 PICTURES = 4
 # Native kernels are chosen by the CPU: with products of bytes, and without.
 RUNS = (

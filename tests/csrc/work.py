@@ -83,7 +83,7 @@ class Constant:
 
     def forward(self, feeds: list, _: str) -> list[np.ndarray]:
         for fed in feeds:
-            self.lengths[fed.row] += len(fed.tokens)
+            self.lengths[fed.sequence] += len(fed.tokens)
         return [self.logits for _ in feeds]
 
     def rollback(self, row: int, length: int) -> None:

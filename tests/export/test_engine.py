@@ -48,7 +48,7 @@ def test_logits_equal_transformers(kind, bundle_of, checkpoints):
         fed = [done + count for done, count in zip(fed, counts, strict=True)]
         feeds = [Segment(row, part) for row, part in enumerate(parts) if part]
         for feed, got in zip(feeds, opened.forward(feeds, "text"), strict=True):
-            assert np.abs(got[0] - expected[feed.row][fed[feed.row] - 1]).max() <= TOLERANCE * scale
+            assert np.abs(got[0] - expected[feed.sequence][fed[feed.sequence] - 1]).max() <= TOLERANCE * scale
         assert [opened.length(row) for row in (0, 1)] == fed
 
 

@@ -15,9 +15,9 @@ from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.golden import hidden_states
 from mgpt_edge.export.gptq import round_checkpoint, rounded_checkpoint
-from mgpt_edge.export.quantise import gptq as scheme
+from mgpt_edge.export.quantise import compensation as scheme
 from mgpt_edge.export.quantise import int4, weight_only
-from mgpt_edge.export.quantise.gptq import compensated
+from mgpt_edge.export.quantise.compensation import compensated
 from mgpt_edge.export.rounding import rounded
 from mgpt_edge.runtime.errors import CheckpointError, InvalidRequest
 from mgpt_edge.runtime.golden import recompute

@@ -105,7 +105,7 @@ def test_rows_do_not_know_each_other(bundle, sequences, whole):
         fed = [done + count for done, count in zip(fed, counts, strict=True)]
         feeds = [Segment(row, part) for row, part in enumerate(parts) if part]
         for feed, got in zip(feeds, rows.forward(feeds, "text"), strict=True):
-            assert np.array_equal(got[0], whole[feed.row][fed[feed.row] - 1])
+            assert np.array_equal(got[0], whole[feed.sequence][fed[feed.sequence] - 1])
         assert [rows.length(row) for row in (0, 1)] == fed
 
 
@@ -147,13 +147,13 @@ def test_streams_share_passes_and_nothing_else(bundle, sequences, whole):
 def test_a_pass_that_does_not_fit_changes_nothing(bundle, sequences, whole):
     rows = NativeEngine(bundle, 1).open((10, 4))
     rows.forward([Segment(0, sequences[0][:6])], "text")
-    with pytest.raises(IndexError, match="row 1 holds 4 tokens, 5 do not fit"):
+    with pytest.raises(IndexError, match="sequence 1 holds 4 tokens, 5 do not fit"):
         rows.forward([Segment(0, sequences[0][6:8]), Segment(1, sequences[1][:5])], "text")
     with pytest.raises(IndexError, match="not within the vocabulary"):
         rows.forward([Segment(0, [10**6])], "text")
-    with pytest.raises(IndexError, match="no row 2"):
+    with pytest.raises(IndexError, match="no sequence 2"):
         rows.forward([Segment(2, [1])], "text")
-    with pytest.raises(ValueError, match="of 3 tokens were asked for, a row has 2"):
+    with pytest.raises(ValueError, match="of 3 tokens were asked for, a segment has 2"):
         rows.forward([Segment(0, [1, 2], 3)], "text")
     with pytest.raises(IndexError, match="can't go back to 7"):
         rows.rollback(0, 7)
@@ -170,7 +170,7 @@ def test_more_threads_than_there_is_work(bundle, sequences, whole, threads):
 
 def test_a_row_is_fed_once_a_pass(bundle, sequences):
     rows = NativeEngine(bundle, 1).open((40, 40))
-    with pytest.raises(ValueError, match="row 1 is fed twice"):
+    with pytest.raises(ValueError, match="sequence 1 is fed twice"):
         rows.forward([Segment(1, sequences[0][:2]), Segment(1, sequences[0][2:4])], "text")
     assert rows.length(1) == 0
 

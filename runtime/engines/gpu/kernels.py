@@ -78,7 +78,7 @@ class Kernels:
             blocks: address of `count` of `BLOCK`.
             count: of them.
             shape: CacheShape; read during the call.
-            lengths: address of each row's tokens before the pass.
+            lengths: address of each sequence's tokens before the pass.
             totals: and of those after it.
         """
         self._call(

@@ -14,8 +14,8 @@ import numpy as np
 
 from mgpt_edge.runtime.engines.gpu.device import Gpu
 from mgpt_edge.runtime.engines.gpu.kernels import kernels_if_built
-from mgpt_edge.runtime.engines.gpu.picture import DrawingRows
-from mgpt_edge.runtime.engines.gpu.rows import ROWS
+from mgpt_edge.runtime.engines.gpu.picture import DrawingSequences
+from mgpt_edge.runtime.engines.gpu.sequences import SEQUENCES
 from mgpt_edge.runtime.engines.graphs import Graphs, onnxruntime
 from mgpt_edge.runtime.engines.kind import EngineKind
 from mgpt_edge.runtime.errors import IncompatibleEngine
@@ -62,7 +62,7 @@ class CudaEngine(Graphs):
 
     device, provider = "cuda", PROVIDER
     most_streams, widest = 1, 512
-    captures = False  # attention reads how long a row is from the host's memory at each launch
+    captures = False  # attention reads how long a sequence is from the host's memory at each launch
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
         self.gpu = Gpu()
@@ -103,11 +103,11 @@ class CudaEngine(Graphs):
     def free_bytes(self) -> int:
         return self.gpu.free_bytes()
 
-    def open(self, capacities: tuple[int, int], streams: int = 1) -> CudaRows:
+    def open(self, capacities: tuple[int, int], streams: int = 1) -> CudaSequences:
         if streams != 1:
-            msg = f"the graphs of engine 'cuda' have the rows of one stream, not of {streams}"
+            msg = f"the graphs of engine 'cuda' have the sequences of one stream, not of {streams}"
             raise ValueError(msg)
-        return CudaRows(self, (capacities[0] + 1, capacities[1] + 1))
+        return CudaSequences(self, (capacities[0] + 1, capacities[1] + 1))
 
     def tables(self, positions: int) -> dict[str, Buffer]:
         if self._tables[0] < positions:
@@ -121,8 +121,8 @@ class CudaEngine(Graphs):
         self.session(graph).run_with_iobinding(binding, self._no_wait)
 
 
-class CudaRows(DrawingRows):
-    """Rows whose passes ONNX Runtime computes."""
+class CudaSequences(DrawingSequences):
+    """Sequences whose passes ONNX Runtime computes."""
 
     engine: CudaEngine
 
@@ -130,9 +130,9 @@ class CudaRows(DrawingRows):
         return CudaDecoder(self) if graph == "decoder" else CudaHead(self, graph)
 
     def widths(self, feeds: Sequence[Segment], start: int) -> tuple[int, ...]:
-        """What each row is fed, and of what idles a token."""
-        left = {fed.row: len(fed.tokens) - start for fed in feeds}
-        return tuple(min(max(left.get(row, 0), 1), self.engine.widest) for row in range(ROWS))
+        """What each sequence is fed, and of what idles a token."""
+        left = {fed.sequence: len(fed.tokens) - start for fed in feeds}
+        return tuple(min(max(left.get(sequence, 0), 1), self.engine.widest) for sequence in range(SEQUENCES))
 
     def shapes(self, widths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         return {"tokens": widths}
@@ -145,10 +145,10 @@ class CudaContext(ABC):
     and none at a run.
     """
 
-    def __init__(self, rows: CudaRows, graph: str) -> None:
-        # The rows own this: were it to hold them, or itself, their memory would wait for Python's garbage collector.
-        self.rows: CudaRows = weakref.proxy(rows)
-        self.engine, self.graph = rows.engine, graph
+    def __init__(self, sequences: CudaSequences, graph: str) -> None:
+        # The sequences own this: were it to hold them, or itself, their memory would wait for the garbage collector.
+        self.sequences: CudaSequences = weakref.proxy(sequences)
+        self.engine, self.graph = sequences.engine, graph
         self.addresses: dict[str, int] = {}
         self._binding = lru_cache(maxsize=8)(partial(type(self).bound, weakref.proxy(self)))  # by what a pass takes
 
@@ -180,7 +180,7 @@ class CudaHead(CudaContext):
 
     def bound(self, counts: tuple[int, ...]) -> Any:
         binding = self.engine.session(self.graph).io_binding()
-        ids = self.rows.ids["image" if self.graph == "head_image" else "text"]
+        ids = self.sequences.ids["image" if self.graph == "head_image" else "text"]
         width = self.engine.bundle.manifest.dimensions.hidden_size
         binding.bind_input("hidden", *self._place(np.float32, (*counts, width), self.addresses["hidden"]))
         binding.bind_output("logits", *self._place(np.float32, (*counts, ids), self.addresses["logits"]))
@@ -188,41 +188,43 @@ class CudaHead(CudaContext):
 
 
 class CudaDecoder(CudaContext):
-    """The decoder: tokens of each of two rows, the cache updated where it lies."""
+    """The decoder: tokens of each of two sequences, the cache updated where it lies."""
 
-    def __init__(self, rows: CudaRows) -> None:
-        super().__init__(rows, "decoder")
-        self.totals = [np.zeros((), np.int32) for _ in range(ROWS)]
-        self.last = rows.gpu.pinned((ROWS,), np.int32)
-        self.last_on_device = rows.gpu.allocate(self.last.nbytes)
+    def __init__(self, sequences: CudaSequences) -> None:
+        super().__init__(sequences, "decoder")
+        self.totals = [np.zeros((), np.int32) for _ in range(SEQUENCES)]
+        self.last = sequences.gpu.pinned((SEQUENCES,), np.int32)
+        self.last_on_device = sequences.gpu.allocate(self.last.nbytes)
 
     def enqueue(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Attention wants two lengths: of each row its tokens after the pass, here, and one less, on the device."""
+        """Attention wants two lengths: of each sequence its tokens after the pass, and, on the device, one less."""
         widths = shapes["tokens"]
-        for total, length, width in zip(self.totals, self.rows.lengths, widths, strict=True):
+        for total, length, width in zip(self.totals, self.sequences.lengths, widths, strict=True):
             total[()] = length + width
         if max(widths) > 1:
             self.last[:] = [total - 1 for total in self.totals]
-            self.rows.gpu.upload(self.last, self.last_on_device.address)
+            self.sequences.gpu.upload(self.last, self.last_on_device.address)
         self.engine.enqueue("decoder", self._binding(widths))
 
     def bound(self, counts: tuple[int, ...]) -> Any:
         binding, d, at = self.engine.session("decoder").io_binding(), self._dimensions, self.addresses
-        # Where a token is one of its row, "one less" is what the row held before: the kernel that draws writes it.
+        # Of a single new token "one less" is what the sequence held before: the kernel that draws writes it.
         last = at["lengths"] if max(counts) == 1 else self.last_on_device.address
-        for row, count in enumerate(counts):
-            tokens = at["tokens"] + sum(counts[:row]) * ID_BYTES
-            binding.bind_input(f"tokens.{row}", *self._place(np.int32, (1, count), tokens))
-            binding.bind_input(f"seqlen.{row}", *self._place(np.int32, (1,), last + row * ID_BYTES))
-            total = onnxruntime().OrtValue.ortvalue_from_numpy(self.totals[row])
-            binding.bind_ortvalue_input(f"total.{row}", total)
-            for name in self.rows.cache:
-                shape = 1, d.kv_heads, self.rows.capacities[row], d.head_dim
-                place = self._place(np.float16, shape, at[f"past.{name}"] + sum(self.rows.row_bytes[:row]))
-                binding.bind_input(f"past.{name}.{row}", *place)
-                binding.bind_output(f"present.{name}.{row}", *place)
+        for sequence, count in enumerate(counts):
+            tokens = at["tokens"] + sum(counts[:sequence]) * ID_BYTES
+            binding.bind_input(f"tokens.{sequence}", *self._place(np.int32, (1, count), tokens))
+            binding.bind_input(f"seqlen.{sequence}", *self._place(np.int32, (1,), last + sequence * ID_BYTES))
+            total = onnxruntime().OrtValue.ortvalue_from_numpy(self.totals[sequence])
+            binding.bind_ortvalue_input(f"total.{sequence}", total)
+            for name in self.sequences.cache:
+                shape = 1, d.kv_heads, self.sequences.capacities[sequence], d.head_dim
+                place = self._place(
+                    np.float16, shape, at[f"past.{name}"] + sum(self.sequences.sequence_bytes[:sequence])
+                )
+                binding.bind_input(f"past.{name}.{sequence}", *place)
+                binding.bind_output(f"present.{name}.{sequence}", *place)
         for name in ("cos", "sin"):
-            table = self._place(np.float16, (max(self.rows.capacities), d.head_dim // 2), at[name])
+            table = self._place(np.float16, (max(self.sequences.capacities), d.head_dim // 2), at[name])
             binding.bind_input(name, *table)
         binding.bind_output("hidden", *self._place(np.float32, (1, sum(counts), d.hidden_size), at["hidden"]))
         return binding

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mgpt_edge.runtime.engines.gpu.kernels import CURSOR, DRAWN, NOT_A_NUMBER, PICTURE, PICTURES
-from mgpt_edge.runtime.engines.gpu.rows import DeviceRows
+from mgpt_edge.runtime.engines.gpu.sequences import DeviceSequences
 from mgpt_edge.runtime.errors import NumericalError
 
 if TYPE_CHECKING:
@@ -24,40 +24,40 @@ ID_BYTES = LOGIT_BYTES = 4
 
 
 class PictureLoop:
-    """Passes of one token a row, and behind each a kernel that draws and writes what the next one reads.
+    """Passes of one token a sequence, and behind each a kernel that draws and writes what the next one reads.
 
     Where TensorRT leaves it to us, pass and kernel become one CUDA graph; TensorRT for RTX makes its own of the pass.
 
     Args:
-        rows: whose arrays the passes use.
+        sequences: whose arrays the passes use.
         kernels: ours.
     """
 
-    def __init__(self, rows: DeviceRows, kernels: Kernels) -> None:
-        gpu, capacity = rows.gpu, max(rows.capacities)
+    def __init__(self, sequences: DeviceSequences, kernels: Kernels) -> None:
+        gpu, capacity = sequences.gpu, max(sequences.capacities)
         self.kernels, self.gpu = kernels, gpu
         self.forced, self.tokens = gpu.allocate(capacity * ID_BYTES), gpu.allocate(capacity * ID_BYTES)
         self.picture, self.cursor = gpu.allocate(PICTURE.itemsize), gpu.allocate(CURSOR.itemsize)
-        self.positions = gpu.allocate(len(rows.lengths) * ID_BYTES)  # of engines that take them
-        self.logits = gpu.allocate(len(rows.lengths) * rows.ids["image"] * LOGIT_BYTES)
+        self.positions = gpu.allocate(len(sequences.lengths) * ID_BYTES)  # of engines that take them
+        self.logits = gpu.allocate(len(sequences.lengths) * sequences.ids["image"] * LOGIT_BYTES)
         # Contexts of its own: what other passes leave in theirs does not touch what is recorded.
-        self.decoder, self.head = rows.decoder(0), rows.context("head_image", 0)
-        self.head.bind({"hidden": rows.hidden.address, "logits": self.logits.address})
+        self.decoder, self.head = sequences.decoder(0), sequences.context("head_image", 0)
+        self.head.bind({"hidden": sequences.hidden.address, "logits": self.logits.address})
         self._graphs: dict[bool, Graph | None] = {}  # by whether they are guided; None: ran once
 
-    def draw(self, rows: DeviceRows, drawing: Drawing) -> list[int]:
-        """As `engines.base.Drawer`, in the rows that this was made for."""
-        given, pictures = self._upload(rows, drawing), self._pictures(rows, drawing.guided)
-        before = rows.lengths.copy()
+    def draw(self, sequences: DeviceSequences, drawing: Drawing) -> list[int]:
+        """As `engines.base.Drawer`, in the sequences that this was made for."""
+        given, pictures = self._upload(sequences, drawing), self._pictures(sequences, drawing.guided)
+        before = sequences.lengths.copy()
         try:
             for _ in range(drawing.until - len(drawing.tokens) + drawing.pending - 1):
-                self._step(rows, pictures, drawing.guided)
-                for row in drawing.rows:
-                    rows.lengths[row] += 1
+                self._step(sequences, pictures, drawing.guided)
+                for sequence in drawing.sequences:
+                    sequences.lengths[sequence] += 1
             drawn = self._drawn(drawing)
         except BaseException:
             self.gpu.wait()  # copies may still read what goes now
-            rows.lengths[:] = before
+            sequences.lengths[:] = before
             raise
         del given  # not before: copies read it until here
         return drawn
@@ -71,53 +71,56 @@ class PictureLoop:
         self._check(int(cursor["status"][0]), int(cursor["next"][0]))
         return [int(token) for token in drawn]
 
-    def _upload(self, rows: DeviceRows, drawing: Drawing) -> list[NDArray[Any]]:
+    def _upload(self, sequences: DeviceSequences, drawing: Drawing) -> list[NDArray[Any]]:
         """The picture as far as it is known, and what the first pass reads."""
-        sampler, vocabulary = drawing.sampler, rows.engine.bundle.manifest.vocabulary
+        sampler, vocabulary = drawing.sampler, sequences.engine.bundle.manifest.vocabulary
         known = len(drawing.tokens) - drawing.pending + 1  # the last of these tokens is fed first
         picture = np.zeros(1, PICTURE)
         picture["forced"], picture["tokens"] = self.forced.address, self.tokens.address
         picture["size"] = len(drawing.forced)
-        picture["offset"] = rows.lengths[drawing.row] - (known - 1)
+        picture["offset"] = sequences.lengths[drawing.sequence] - (known - 1)
         picture["low"], picture["high"] = vocabulary.code_range
         picture["top_k"] = min(sampler.top_k, vocabulary.codes)
         picture["guidance"], picture["temperature"] = sampler.guidance, sampler.temperature
         picture["seed"] = sampler.seed
         cursor = np.array([(known, 1, DRAWN)], CURSOR)
-        tokens, fed = np.array(drawing.tokens, np.int32), np.zeros(len(rows.lengths), np.int32)
-        fed[list(drawing.rows)] = tokens[known - 1]
-        rows.upload_lengths(dict.fromkeys(drawing.rows, 1))
-        places = (self.picture, self.cursor, self.forced, self.tokens, rows.fed)
+        tokens, fed = np.array(drawing.tokens, np.int32), np.zeros(len(sequences.lengths), np.int32)
+        fed[list(drawing.sequences)] = tokens[known - 1]
+        sequences.upload_lengths(dict.fromkeys(drawing.sequences, 1))
+        places = (self.picture, self.cursor, self.forced, self.tokens, sequences.fed)
         given = [picture, cursor, drawing.forced, tokens, fed]
         for array, buffer in zip(given, places, strict=True):
             self.gpu.upload(array, buffer.address)
         return given
 
-    def _pictures(self, rows: DeviceRows, guided: bool) -> NDArray[Any]:
+    def _pictures(self, sequences: DeviceSequences, guided: bool) -> NDArray[Any]:
         pictures = np.zeros(1, PICTURES)
         pictures["pictures"], pictures["cursors"] = self.picture.address, self.cursor.address
-        pictures["fed"], pictures["positions"] = rows.fed.address, self.positions.address
-        pictures["lengths"], pictures["totals"] = rows.starts, rows.ends
+        pictures["fed"], pictures["positions"] = sequences.fed.address, self.positions.address
+        pictures["lengths"], pictures["totals"] = sequences.starts, sequences.ends
         pictures["logits"] = self.logits.address
-        pictures["first_id"], pictures["columns"] = rows.engine.bundle.manifest.vocabulary.first_code, rows.ids["image"]
+        pictures["first_id"], pictures["columns"] = (
+            sequences.engine.bundle.manifest.vocabulary.first_code,
+            sequences.ids["image"],
+        )
         pictures["width"], pictures["guided"] = 1, guided
         return pictures
 
-    def _step(self, rows: DeviceRows, pictures: NDArray[Any], guided: bool) -> None:
+    def _step(self, sequences: DeviceSequences, pictures: NDArray[Any], guided: bool) -> None:
         """Recorded when it comes for the second time: what runs first may take memory."""
-        if not rows.engine.captures or guided not in self._graphs:
+        if not sequences.engine.captures or guided not in self._graphs:
             self._graphs.setdefault(guided)
-            self._enqueue(rows, pictures)
+            self._enqueue(sequences, pictures)
             return
         graph = self._graphs[guided]
         if graph is None:
-            graph = self._graphs[guided] = self.gpu.capture(lambda: self._enqueue(rows, pictures))
+            graph = self._graphs[guided] = self.gpu.capture(lambda: self._enqueue(sequences, pictures))
         self.gpu.launch(graph)
 
-    def _enqueue(self, rows: DeviceRows, pictures: NDArray[Any]) -> None:
-        self.decoder.enqueue(rows.shapes((1,) * len(rows.lengths)))
-        rows.place(1)
-        self.head.enqueue(rows.head_shapes(len(rows.lengths)))
+    def _enqueue(self, sequences: DeviceSequences, pictures: NDArray[Any]) -> None:
+        self.decoder.enqueue(sequences.shapes((1,) * len(sequences.lengths)))
+        sequences.place(1)
+        self.head.enqueue(sequences.head_shapes(len(sequences.lengths)))
         self.kernels.step(pictures)
 
     def _check(self, status: int, index: int) -> None:
@@ -127,13 +130,13 @@ class PictureLoop:
             raise NumericalError(msg)
 
 
-class DrawingRows(DeviceRows):
-    """Rows whose pictures are drawn without the host, where our kernels are built in."""
+class DrawingSequences(DeviceSequences):
+    """Sequences whose pictures are drawn without the host, where our kernels are built in."""
 
     loop: PictureLoop | None = None
 
     @property
-    def drawer(self) -> DrawingRows | None:
+    def drawer(self) -> DrawingSequences | None:
         return self if self.engine.kernels is not None else None
 
     def draw(self, drawing: Drawing) -> list[int]:

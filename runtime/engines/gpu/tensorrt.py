@@ -13,9 +13,9 @@ import numpy as np
 
 from mgpt_edge.runtime.engines.gpu.device import Gpu
 from mgpt_edge.runtime.engines.gpu.kernels import Kernels, kernels_if_built
-from mgpt_edge.runtime.engines.gpu.picture import DrawingRows
+from mgpt_edge.runtime.engines.gpu.picture import DrawingSequences
 from mgpt_edge.runtime.engines.gpu.plans import Plans
-from mgpt_edge.runtime.engines.gpu.rows import FLOAT_BYTES, ROWS
+from mgpt_edge.runtime.engines.gpu.sequences import FLOAT_BYTES, SEQUENCES
 from mgpt_edge.runtime.engines.kind import Compiler, EngineKind
 from mgpt_edge.runtime.errors import OutOfMemory
 from mgpt_edge.runtime.family.rotary import rotary_tables
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.bundle.folder import Bundle
     from mgpt_edge.runtime.engines.base import Segment
     from mgpt_edge.runtime.engines.gpu.device import Buffer
-    from mgpt_edge.runtime.engines.gpu.rows import Context
+    from mgpt_edge.runtime.engines.gpu.sequences import Context
 
 JETPACK = "JetPack brings it (apt install python3-libnvinfer), on other machines pip install tensorrt"
 FOR_RTX = Compiler(
@@ -75,9 +75,9 @@ class TensorRtEngine:
     def free_bytes(self) -> int:
         return self.gpu.free_bytes()
 
-    def open(self, capacities: tuple[int, int], streams: int = 1) -> TensorRtRows:
+    def open(self, capacities: tuple[int, int], streams: int = 1) -> TensorRtSequences:
         if streams != 1:
-            msg = f"plans have the rows of one stream, not of {streams}"
+            msg = f"plans have the sequences of one stream, not of {streams}"
             raise ValueError(msg)
         if max(capacities) > self.most_tokens:
             msg = (
@@ -85,10 +85,10 @@ class TensorRtEngine:
                 "a larger --target-size at mgpt export gives them room"
             )
             raise OutOfMemory(msg)
-        return self._rows()
+        return self._sequences()
 
-    def _rows(self) -> TensorRtRows:
-        return TensorRtRows(self)
+    def _sequences(self) -> TensorRtSequences:
+        return TensorRtSequences(self)
 
     def decode_pixels(self, codes: NDArray[np.int64]) -> NDArray[np.uint8]:
         side = self.bundle.manifest.pictures.stride
@@ -121,13 +121,13 @@ class TensorRtEngine:
             self.gpu.wait()
 
 
-class TensorRtRows(DrawingRows):
-    """Rows whose passes are plans."""
+class TensorRtSequences(DrawingSequences):
+    """Sequences whose passes are plans."""
 
     engine: TensorRtEngine
 
     def __init__(self, engine: TensorRtEngine) -> None:
-        count = ROWS * engine.widest * engine.bundle.manifest.dimensions.hidden_size * FLOAT_BYTES
+        count = SEQUENCES * engine.widest * engine.bundle.manifest.dimensions.hidden_size * FLOAT_BYTES
         self.between = {name: engine.gpu.allocate(count) for name in engine.plans.residuals("decoder")}
         super().__init__(engine, (engine.capacity, engine.capacity))
 
@@ -141,14 +141,14 @@ class TensorRtRows(DrawingRows):
         return context
 
     def widths(self, feeds: Sequence[Segment], start: int) -> tuple[int, ...]:
-        """As many in each row; none may be written past the cache's end."""
+        """As many in each sequence; none may be written past the cache's end."""
         count = max(len(fed.tokens) for fed in feeds) - start
-        return (min(count, self.engine.widest, self.engine.capacity - max(self.lengths)),) * ROWS
+        return (min(count, self.engine.widest, self.engine.capacity - max(self.lengths)),) * SEQUENCES
 
     def shapes(self, widths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         width = widths[0]
-        passed = dict.fromkeys(self.between, (ROWS, width, self.line // FLOAT_BYTES))
-        return {"tokens": (ROWS, width), "lengths": (ROWS,), **passed}
+        passed = dict.fromkeys(self.between, (SEQUENCES, width, self.line // FLOAT_BYTES))
+        return {"tokens": (SEQUENCES, width), "lengths": (SEQUENCES,), **passed}
 
 
 RTX = EngineKind(

@@ -9,12 +9,12 @@ import numpy as np
 
 from mgpt_edge.runtime.engines.gpu.device import Gpu
 from mgpt_edge.runtime.engines.gpu.kernels import BLOCK, HALF, Kernels, kernel_library
-from mgpt_edge.runtime.engines.gpu.rows import HALF_BYTES, ROWS
-from mgpt_edge.runtime.engines.gpu.tensorrt import JETPACK, TensorRtEngine, TensorRtRows
+from mgpt_edge.runtime.engines.gpu.sequences import HALF_BYTES, SEQUENCES
+from mgpt_edge.runtime.engines.gpu.tensorrt import JETPACK, TensorRtEngine, TensorRtSequences
 from mgpt_edge.runtime.engines.kind import Compiler, EngineKind
 
 if TYPE_CHECKING:
-    from mgpt_edge.runtime.engines.gpu.rows import Context
+    from mgpt_edge.runtime.engines.gpu.sequences import Context
 
 
 # New keys and values are outputs, so each token of a pass takes memory.
@@ -29,18 +29,18 @@ class TensorRt10Engine(TensorRtEngine):
     def _kernels(self) -> Kernels:
         return Kernels(self.gpu)
 
-    def _rows(self) -> TensorRtRows:
-        return TensorRt10Rows(self)
+    def _sequences(self) -> TensorRtSequences:
+        return TensorRt10Sequences(self)
 
 
-class TensorRt10Rows(TensorRtRows):
-    """As `TensorRtRows`, with room for the new keys and values of a pass."""
+class TensorRt10Sequences(TensorRtSequences):
+    """As `TensorRtSequences`, with room for the new keys and values of a pass."""
 
     def __init__(self, engine: TensorRt10Engine) -> None:
         d, gpu, self.kernels = engine.bundle.manifest.dimensions, engine.gpu, engine.kernels
-        fresh_bytes = ROWS * d.kv_heads * engine.widest * d.head_dim * HALF_BYTES
+        fresh_bytes = SEQUENCES * d.kv_heads * engine.widest * d.head_dim * HALF_BYTES
         self.fresh = [gpu.allocate(fresh_bytes) for _ in range(2 * d.layers)]
-        self.shape = np.array([ROWS, d.kv_heads, engine.capacity, d.head_dim, 0, HALF], np.uint32)
+        self.shape = np.array([SEQUENCES, d.kv_heads, engine.capacity, d.head_dim, 0, HALF], np.uint32)
         super().__init__(engine)
         blocks = np.array(
             [(new.address, block.address, 0) for new, block in zip(self.fresh, self.cache.values(), strict=True)], BLOCK
@@ -52,7 +52,7 @@ class TensorRt10Rows(TensorRtRows):
             context.bind({f"past.{name}": block.address, f"fresh.{name}": new.address})
 
     def place(self, width: int) -> None:
-        """What the pass computed of each row's own tokens; not of those after them."""
+        """What the pass computed of each sequence's own tokens; not of those after them."""
         self.shape[4] = width
         self.kernels.append(self.blocks.address, len(self.fresh), self.shape, self.starts, self.ends)
 

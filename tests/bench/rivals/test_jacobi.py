@@ -31,10 +31,10 @@ class Markov:
     def forward(self, feeds, _):
         out = []
         for fed in feeds:
-            row = self.rows[fed.row]
+            row = self.rows[fed.sequence]
             row += fed.tokens
             ends = range(len(row) - fed.last, len(row))
-            out.append(np.stack([TABLE[fed.row, row[end], row[end - 1]] for end in ends]))
+            out.append(np.stack([TABLE[fed.sequence, row[end], row[end - 1]] for end in ends]))
         return out
 
     def rollback(self, row, length):

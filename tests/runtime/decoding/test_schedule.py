@@ -13,7 +13,7 @@ from mgpt_edge.runtime.decoding.schedule import decode
 from mgpt_edge.runtime.decoding.steps import End, FinishedRow
 from mgpt_edge.runtime.decoding.window import Costs, Window
 from mgpt_edge.runtime.engines import load_engine
-from mgpt_edge.runtime.engines.native import NativeRows
+from mgpt_edge.runtime.engines.native import NativeSequences
 from mgpt_edge.runtime.family.grammar import Form
 from mgpt_edge.runtime.family.layout import ImageLayout
 from mgpt_edge.runtime.intake.job import Job
@@ -164,8 +164,8 @@ def test_a_picture_of_any_size_begins_in_both_rows(native):
 
     def forward(feeds, head):
         for fed in feeds:
-            seen[fed.row] += fed.tokens
-        return NativeRows.forward(rows, feeds, head)
+            seen[fed.sequence] += fed.tokens
+        return NativeSequences.forward(rows, feeds, head)
 
     rows.forward = forward
     next(decode(rows, [free]))

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from mgpt_edge.export.tokenizer import text_tokenizer
 from mgpt_edge.runtime.family.grammar import Form, Grammar
 from mgpt_edge.runtime.family.layout import ImageLayout
-from mgpt_edge.runtime.results.events import Words
+from mgpt_edge.runtime.results.events import Detokenizer
 from tests.families import tiny_tokenizer
 from tests.runtime.family.test_layout import LUMINA as V
 
@@ -76,7 +76,7 @@ def tokenizer() -> Tokenizer:
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\N{REPLACEMENT CHARACTER}")))
 def test_pieces_of_text_are_whole_characters(tokenizer, text):
-    words = Words(tokenizer)
+    words = Detokenizer(tokenizer)
     pieces = [words.push(token) for token in tokenizer.encode(text, add_special_tokens=False).ids]
     assert "".join(pieces) == text
     assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
@@ -84,7 +84,7 @@ def test_pieces_of_text_are_whole_characters(tokenizer, text):
 
 
 def test_bytes_that_are_no_text_do_not_hold_it_up(tokenizer):
-    words = Words(tokenizer)
+    words = Detokenizer(tokenizer)
     first = tokenizer.encode("é", add_special_tokens=False).ids[0]
     letter = tokenizer.encode("a", add_special_tokens=False).ids
     out = "".join(words.push(token) for token in [first, first, *letter]) + words.flush()

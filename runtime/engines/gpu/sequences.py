@@ -1,4 +1,4 @@
-"""Rows whose caches, tokens and logits lie in the GPU's memory, whichever engine computes the passes.
+"""Sequences whose caches, tokens and logits lie in the GPU's memory, whichever engine computes the passes.
 
 As all that needs a GPU, it ran on none yet.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.engines.gpu.device import Buffer, Gpu
     from mgpt_edge.runtime.engines.gpu.kernels import Kernels
 
-ROWS = 2
+SEQUENCES = 2
 FLOAT_BYTES, HALF_BYTES = 4, 2
 
 
@@ -40,13 +40,13 @@ class Context(Protocol):
 
 
 class DeviceEngine(Protocol):
-    """An engine with such rows."""
+    """An engine with such sequences."""
 
     bundle: Bundle
     gpu: Gpu
     lock: threading.Lock
     widest: int
-    """Tokens a row of one pass."""
+    """Tokens a sequence of one pass."""
     kernels: Kernels | None
     """Ours, with which pictures draw themselves; without them each code goes through the host."""
     captures: bool
@@ -56,12 +56,12 @@ class DeviceEngine(Protocol):
         """cos and sin of at least so many positions."""
 
 
-class DeviceRows(ABC):
-    """Two rows' caches and the arrays of their passes; `engines.base.Rows`.
+class DeviceSequences(ABC):
+    """Two sequences' caches and the arrays of their passes; `engines.base.Sequences`.
 
     Args:
         engine: shared with others; its lock keeps a pass whole.
-        capacities: tokens that each row's cache holds; what idles writes one past its end.
+        capacities: tokens that each sequence's cache holds; what idles writes one past its end.
     """
 
     streams = 1
@@ -69,19 +69,22 @@ class DeviceRows(ABC):
     def __init__(self, engine: DeviceEngine, capacities: tuple[int, int]) -> None:
         manifest, gpu = engine.bundle.manifest, engine.gpu
         d, self.engine, self.gpu, self.capacities = manifest.dimensions, engine, gpu, capacities
-        self.lengths = [0] * ROWS
+        self.lengths = [0] * SEQUENCES
         self.line = d.hidden_size * FLOAT_BYTES
         self.ids: dict[Head, int] = {"image": manifest.vocabulary.codes, "text": manifest.vocabulary.size}
         self.token_bytes = d.head_dim * HALF_BYTES
         self.heads = d.kv_heads
         names = [f"{layer}.{kind}" for layer in range(d.layers) for kind in ("key", "value")]
-        self.row_bytes = [d.kv_heads * capacity * self.token_bytes for capacity in capacities]
-        self.cache = {name: gpu.allocate(sum(self.row_bytes)) for name in names}
-        self.tokens, self.spans = gpu.pinned((ROWS * engine.widest,), np.int32), gpu.pinned((2, ROWS), np.int32)
+        self.sequence_bytes = [d.kv_heads * capacity * self.token_bytes for capacity in capacities]
+        self.cache = {name: gpu.allocate(sum(self.sequence_bytes)) for name in names}
+        self.tokens, self.spans = (
+            gpu.pinned((SEQUENCES * engine.widest,), np.int32),
+            gpu.pinned((2, SEQUENCES), np.int32),
+        )
         self.fed, self.places = gpu.allocate(self.tokens.nbytes), gpu.allocate(self.spans.nbytes)
-        self.starts = self.places.address  # of each row, its tokens before a pass
+        self.starts = self.places.address  # of each sequence, its tokens before a pass
         self.ends = self.starts + self.spans[0].nbytes  # and after it
-        self.hidden, self.selected = (gpu.allocate(ROWS * engine.widest * self.line) for _ in range(2))
+        self.hidden, self.selected = (gpu.allocate(SEQUENCES * engine.widest * self.line) for _ in range(2))
         self.logits: dict[Head, tuple[NDArray[np.float32], Buffer]] = {}
         self.tables = engine.tables(max(capacities))
         self._decoders = [self.decoder(profile) for profile in (0, 1)]
@@ -89,10 +92,10 @@ class DeviceRows(ABC):
 
     @abstractmethod
     def context(self, graph: str, profile: int) -> Context:
-        """A new one, for one token of each row (0) or for others (1)."""
+        """A new one, for one token of each sequence (0) or for others (1)."""
 
     def decoder(self, profile: int) -> Context:
-        """A context of the decoder that reads and writes the rows' arrays."""
+        """A context of the decoder that reads and writes the sequences' arrays."""
         context = self.context("decoder", profile)
         context.bind({"tokens": self.fed.address, "lengths": self.starts, "hidden": self.hidden.address})
         context.bind({name: table.address for name, table in self.tables.items()})
@@ -104,8 +107,8 @@ class DeviceRows(ABC):
         for name, block in self.cache.items():
             context.bind({f"past.{name}": block.address, f"present.{name}": block.address})
 
-    def length(self, row: int) -> int:
-        return self.lengths[row]
+    def length(self, sequence: int) -> int:
+        return self.lengths[sequence]
 
     def forward(self, feeds: Sequence[Segment], head: Head) -> list[NDArray[np.float32]]:
         ends = list(accumulate(fed.last for fed in feeds))
@@ -121,26 +124,26 @@ class DeviceRows(ABC):
 
     @abstractmethod
     def widths(self, feeds: Sequence[Segment], start: int) -> tuple[int, ...]:
-        """Tokens of each row in the pass that begins with the tokens at `start`, at least 1."""
+        """Tokens of each sequence in the pass that begins with the tokens at `start`, at least 1."""
 
     def _run(self, feeds: Sequence[Segment], start: int, widths: tuple[int, ...]) -> None:
-        """One pass of the decoder; a row with fewer tokens computes others after them, which nothing counts."""
+        """One pass of the decoder; a sequence with fewer tokens computes others after them, which nothing counts."""
         tokens = self.tokens[: sum(widths)]
         tokens[:] = 0
-        parts = [(fed.row, fed.tokens[start : start + widths[fed.row]]) for fed in feeds]
-        for row, part in parts:
-            first = sum(widths[:row])
+        parts = [(fed.sequence, fed.tokens[start : start + widths[fed.sequence]]) for fed in feeds]
+        for sequence, part in parts:
+            first = sum(widths[:sequence])
             tokens[first : first + len(part)] = part
         self.gpu.upload(tokens, self.fed.address)
-        self.upload_lengths({row: len(part) for row, part in parts})
+        self.upload_lengths({sequence: len(part) for sequence, part in parts})
         self._decoders[max(widths) > 1].run(self.shapes(widths))
         self.place(max(widths))
-        for row, part in parts:
-            self.lengths[row] += len(part)
+        for sequence, part in parts:
+            self.lengths[sequence] += len(part)
 
     def upload_lengths(self, fed: dict[int, int]) -> None:
-        """Tokens of each row before a pass, and after one that is fed so many of some."""
-        self.spans.T[:] = [(length, length + fed.get(row, 0)) for row, length in enumerate(self.lengths)]
+        """Tokens of each sequence before a pass, and after one that is fed so many of some."""
+        self.spans.T[:] = [(length, length + fed.get(sequence, 0)) for sequence, length in enumerate(self.lengths)]
         self.gpu.upload(self.spans, self.starts)
 
     @abstractmethod
@@ -164,13 +167,13 @@ class DeviceRows(ABC):
         address: int,
     ) -> None:
         """The wanted logits of one pass into their places in `out`."""
-        spans, first = [], 0  # of each row: lines of the hidden states, and the first place in `out`
+        spans, first = [], 0  # of each sequence: lines of the hidden states, and the first place in `out`
         for fed in feeds:
-            end = min(len(fed.tokens), start + widths[fed.row])
+            end = min(len(fed.tokens), start + widths[fed.sequence])
             begin = max(len(fed.tokens) - fed.last, start)
             if begin < end:
                 place = first + begin - (len(fed.tokens) - fed.last)
-                spans.append((sum(widths[: fed.row]) + begin - start, end - begin, place))
+                spans.append((sum(widths[: fed.sequence]) + begin - start, end - begin, place))
             first += fed.last
         if spans:
             count = sum(lines for _, lines, _ in spans)
@@ -196,7 +199,7 @@ class DeviceRows(ABC):
         return self.selected.address
 
     def _head(self, head: Head, count: int) -> Context:
-        profile = int(count != ROWS)
+        profile = int(count != SEQUENCES)
         if (head, profile) not in self._heads:
             self._heads[head, profile] = self.context(f"head_{head}", profile)
         return self._heads[head, profile]
@@ -209,14 +212,14 @@ class DeviceRows(ABC):
         out, buffer = self.logits[head]
         return out[:wanted], buffer.address
 
-    def rollback(self, row: int, length: int) -> None:
-        self.lengths[row] = length
+    def rollback(self, sequence: int, length: int) -> None:
+        self.lengths[sequence] = length
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         for block in self.cache.values():
             places = [
-                (block.address + sum(self.row_bytes[:row]), self.capacities[row] * self.token_bytes)
-                for row in (source, target)
+                (block.address + sum(self.sequence_bytes[:sequence]), self.capacities[sequence] * self.token_bytes)
+                for sequence in (source, target)
             ]
             self.gpu.copy_lines(places[0], places[1], length * self.token_bytes, self.heads)
         self.gpu.wait()

@@ -1,4 +1,4 @@
-#include "cpu/kv_rows.h"
+#include "cpu/float_cache.h"
 
 #include <cstring>
 #include <limits>
@@ -34,7 +34,7 @@ std::size_t sum(std::size_t a, std::size_t b) {
   return a + b;
 }
 
-// Zeroed memory. Pages become resident when they are first written, so short pictures do not pay for long rows.
+// Zeroed memory. Pages become resident when they are first written, so short pictures do not pay for long sequences.
 std::byte* allocate(std::size_t bytes) {
 #if defined(MGPT_HAS_MMAP)
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -60,17 +60,17 @@ void release(std::byte* memory, std::size_t bytes) {
 
 }  // namespace
 
-KvRows::KvRows(KvShape shape) : shape_(std::move(shape)), lengths_(shape_.capacities.size(), 0) {
+FloatCache::FloatCache(FloatCacheShape shape) : shape_(std::move(shape)), lengths_(shape_.capacities.size(), 0) {
   const std::size_t layers = at_least_one(shape_.layers, "layers");
   const std::size_t heads = at_least_one(shape_.kv_heads, "kv_heads");
   const std::size_t head_dim = at_least_one(shape_.head_dim, "head_dim");
   const std::size_t element_bytes = at_least_one(shape_.element_bytes, "element_bytes");
-  if (shape_.capacities.empty()) throw std::invalid_argument("capacities must name at least one row, got none");
+  if (shape_.capacities.empty()) throw std::invalid_argument("capacities must name at least one sequence, got none");
   for (const std::int64_t capacity : shape_.capacities) {
     const std::size_t tokens = at_least_one(capacity, "capacity");
     const std::size_t exact = product(product(product(heads, tokens), head_dim), element_bytes);
     const std::size_t block = sum(exact, kAlignment - 1) / kAlignment * kAlignment;
-    row_offsets_.push_back(layer_bytes_);
+    sequence_offsets_.push_back(layer_bytes_);
     block_bytes_.push_back(block);
     layer_bytes_ = sum(layer_bytes_, product(block, 2));
   }
@@ -78,53 +78,55 @@ KvRows::KvRows(KvShape shape) : shape_(std::move(shape)), lengths_(shape_.capaci
   memory_ = allocate(bytes_);
 }
 
-KvRows::~KvRows() {
+FloatCache::~FloatCache() {
   release(memory_, bytes_);
 }
 
-std::size_t KvRows::checked_row(std::int64_t row) const {
-  if (row < 0 || row >= rows()) {
-    throw std::out_of_range("row must be in [0, " + std::to_string(rows()) + "), got " + std::to_string(row));
+std::size_t FloatCache::checked_row(std::int64_t sequence) const {
+  if (sequence < 0 || sequence >= sequences()) {
+    throw std::out_of_range("sequence must be in [0, " + std::to_string(sequences()) + "), got " +
+                            std::to_string(sequence));
   }
-  return static_cast<std::size_t>(row);
+  return static_cast<std::size_t>(sequence);
 }
 
-void* KvRows::block(std::int64_t layer, std::int64_t row, std::size_t which) const {
+void* FloatCache::block(std::int64_t layer, std::int64_t sequence, std::size_t which) const {
   if (layer < 0 || layer >= shape_.layers) {
     throw std::out_of_range("layer must be in [0, " + std::to_string(shape_.layers) + "), got " +
                             std::to_string(layer));
   }
-  const std::size_t index = checked_row(row);
-  return memory_ + static_cast<std::size_t>(layer) * layer_bytes_ + row_offsets_[index] + which * block_bytes_[index];
+  const std::size_t index = checked_row(sequence);
+  return memory_ + static_cast<std::size_t>(layer) * layer_bytes_ + sequence_offsets_[index] +
+         which * block_bytes_[index];
 }
 
-void KvRows::append(std::int64_t row, std::int64_t tokens) {
-  const std::size_t index = checked_row(row);
+void FloatCache::append(std::int64_t sequence, std::int64_t tokens) {
+  const std::size_t index = checked_row(sequence);
   const std::int64_t room = shape_.capacities[index] - lengths_[index];
   if (tokens < 0 || tokens > room) {
-    throw std::invalid_argument("row " + std::to_string(row) + " has room for " + std::to_string(room) + " of " +
-                                std::to_string(shape_.capacities[index]) + " tokens, got " + std::to_string(tokens) +
-                                " to append");
+    throw std::invalid_argument("sequence " + std::to_string(sequence) + " has room for " + std::to_string(room) +
+                                " of " + std::to_string(shape_.capacities[index]) + " tokens, got " +
+                                std::to_string(tokens) + " to append");
   }
   lengths_[index] += tokens;
 }
 
-void KvRows::rollback(std::int64_t row, std::int64_t length) {
-  const std::size_t index = checked_row(row);
+void FloatCache::rollback(std::int64_t sequence, std::int64_t length) {
+  const std::size_t index = checked_row(sequence);
   if (length < 0 || length > lengths_[index]) {
-    throw std::invalid_argument("row " + std::to_string(row) + " holds " + std::to_string(lengths_[index]) +
+    throw std::invalid_argument("sequence " + std::to_string(sequence) + " holds " + std::to_string(lengths_[index]) +
                                 " tokens and cannot roll back to " + std::to_string(length));
   }
   lengths_[index] = length;
 }
 
-void KvRows::copy_prefix(std::int64_t source, std::int64_t target, std::int64_t length) {
+void FloatCache::copy_prefix(std::int64_t source, std::int64_t target, std::int64_t length) {
   const std::size_t from = checked_row(source);
   const std::size_t to = checked_row(target);
   if (length < 0 || length > lengths_[from] || length > shape_.capacities[to]) {
-    throw std::invalid_argument("cannot copy " + std::to_string(length) + " tokens: row " + std::to_string(source) +
-                                " holds " + std::to_string(lengths_[from]) + ", row " + std::to_string(target) +
-                                " has a capacity of " + std::to_string(shape_.capacities[to]));
+    throw std::invalid_argument("cannot copy " + std::to_string(length) + " tokens: sequence " +
+                                std::to_string(source) + " holds " + std::to_string(lengths_[from]) + ", sequence " +
+                                std::to_string(target) + " has a capacity of " + std::to_string(shape_.capacities[to]));
   }
   lengths_[to] = length;
   if (from == to || length == 0) return;

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from mgpt_edge.runtime._native import KvRows
+from mgpt_edge.runtime._native import FloatCache
 
 
 class Rows(RuleBasedStateMachine):
@@ -22,7 +22,7 @@ class Rows(RuleBasedStateMachine):
         capacities=st.lists(st.integers(1, 12), min_size=1, max_size=4),
     )
     def allocate(self, layers: int, heads: int, head_dim: int, capacities: list[int]) -> None:
-        self.rows = KvRows(layers, heads, head_dim, capacities)
+        self.rows = FloatCache(layers, heads, head_dim, capacities)
         self.capacities = capacities
         self.lengths = [0] * len(capacities)
         self.model = [np.zeros((layers, 2, heads, capacity, head_dim), np.float32) for capacity in capacities]
@@ -74,7 +74,7 @@ class Rows(RuleBasedStateMachine):
 
     @invariant()
     def equal(self) -> None:
-        if not hasattr(self, "rows"):
+        if not hasattr(self, "sequences"):
             return
         assert self.rows.lengths == self.lengths
         for row, expected in enumerate(self.model):
@@ -86,10 +86,10 @@ TestRows.settings = settings(max_examples=80, stateful_step_count=20, deadline=N
 
 
 def test_layout_is_aligned_exact_and_zero() -> None:
-    rows = KvRows(3, 2, 5, [7, 9])
+    rows = FloatCache(3, 2, 5, [7, 9])
     padded = [-(-2 * capacity * 5 * 4 // 64) * 64 for capacity in (7, 9)]
     assert rows.nbytes == 3 * 2 * sum(padded)
-    assert (rows.layers, rows.kv_heads, rows.head_dim, rows.rows) == (3, 2, 5, 2)
+    assert (rows.layers, rows.kv_heads, rows.head_dim, rows.sequences) == (3, 2, 5, 2)
     assert (rows.capacity(0), rows.capacity(1), rows.length(1)) == (7, 9, 0)
     for layer in range(3):
         for row in range(2):
@@ -103,7 +103,7 @@ def test_layout_is_aligned_exact_and_zero() -> None:
 
 
 def test_views_share_memory_and_keep_it_alive() -> None:
-    rows = KvRows(1, 1, 4, [4096])
+    rows = FloatCache(1, 1, 4, [4096])
     view = rows.k(0, 0)
     view[...] = 3
     assert (rows.k(0, 0) == 3).all()
@@ -118,12 +118,12 @@ def test_sizes_below_one_are_refused(position: int, bad: int) -> None:
     arguments: list[Any] = [2, 2, 2, [2]]
     arguments[position] = [2, bad] if position == 3 else bad
     with pytest.raises(ValueError, match="must be at least 1"):
-        KvRows(*arguments)
+        FloatCache(*arguments)
 
 
 def test_no_rows_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least one row"):
-        KvRows(1, 1, 1, [])
+    with pytest.raises(ValueError, match="at least one sequence"):
+        FloatCache(1, 1, 1, [])
 
 
 @pytest.mark.parametrize(
@@ -139,28 +139,28 @@ def test_no_rows_are_refused() -> None:
 )
 def test_more_than_the_machine_has_is_a_memory_error(arguments: tuple[Any, ...]) -> None:
     with pytest.raises(MemoryError):
-        KvRows(*arguments)
+        FloatCache(*arguments)
 
 
 def test_numbers_beyond_64_bits_are_refused() -> None:
     with pytest.raises(TypeError):
-        KvRows(2**64, 1, 1, [1])
+        FloatCache(2**64, 1, 1, [1])
     with pytest.raises(TypeError):
-        KvRows(1, 1, 1, [1]).append(0, 2**64)
+        FloatCache(1, 1, 1, [1]).append(0, 2**64)
 
 
 @pytest.mark.parametrize("bad", [-1, 2, 2**62, -(2**62)])
 def test_rows_and_layers_out_of_range(bad: int) -> None:
-    rows = KvRows(2, 1, 1, [2, 2])
+    rows = FloatCache(2, 1, 1, [2, 2])
     for call in (rows.capacity, rows.length, lambda row: rows.append(row, 0), lambda row: rows.rollback(row, 0)):
-        with pytest.raises(IndexError, match=r"row must be in \[0, 2\)"):
+        with pytest.raises(IndexError, match=r"sequence must be in \[0, 2\)"):
             call(bad)
     for call in (rows.k, rows.v):
         with pytest.raises(IndexError, match="layer"):
             call(bad, 0)
-        with pytest.raises(IndexError, match="row"):
+        with pytest.raises(IndexError, match="sequence"):
             call(0, bad)
-    with pytest.raises(IndexError, match="row"):
+    with pytest.raises(IndexError, match="sequence"):
         rows.copy_prefix(0, bad, 0)
     with pytest.raises(ValueError, match="room"):
         rows.append(0, 2**63 - 1)
