@@ -13,7 +13,7 @@ from mgpt_edge.export import trace
 from mgpt_edge.export.checkpoint import to_array
 from mgpt_edge.export.engines import best_engine, engines
 from mgpt_edge.export.equalise import equalise
-from mgpt_edge.export.forecast import describe, row_capacity
+from mgpt_edge.export.forecast import describe, half_vq, row_capacity
 from mgpt_edge.export.golden import golden_logits
 from mgpt_edge.export.invariance import width_invariant
 from mgpt_edge.export.lower.graphs import graph_part
@@ -86,7 +86,7 @@ def export_bundle(
         largest=largest,
     )
     with _temporary(out) as folder:
-        parts = lowering.parts(source) | _vq_parts(checkpoint, lowering, half=precision in m.HALF_VQ)
+        parts = lowering.parts(source) | _vq_parts(checkpoint, lowering, half=half_vq(precision))
         total, done = sum(part.bytes for part in parts.values()), 0
         for name, part in parts.items():
             for count in part.write(folder):

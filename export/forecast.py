@@ -12,6 +12,7 @@ from mgpt_edge.export.lower.lowering import lowering_of
 from mgpt_edge.export.quantise.precision import precisions
 from mgpt_edge.export.vqfiles import usual_config
 from mgpt_edge.runtime.bundle import manifest as m
+from mgpt_edge.runtime.engines import engine_kind
 from mgpt_edge.runtime.family.layout import ImageLayout, buckets
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def describe(
         engine=engine,
         precision=precision,
         width_invariant=width_invariant,
+        arithmetic=engine_kind(engine).arithmetic,
+        half_vq=half_vq(precision),
         vocabulary=checkpoint.vocabulary,
         dimensions=dimensions(config),
         pictures=m.Pictures(
@@ -64,6 +67,11 @@ def describe(
             **{name: version(name) for name in PACKAGES},
         },
     )
+
+
+def half_vq(precision: str) -> bool:
+    """Returns whether the VQ model's weights are stored as float16 beside a precision: a thirtieth of a 7B's bytes."""
+    return precisions()[precision].bits < 8
 
 
 def dimensions(config: DecoderConfig) -> m.Dimensions:
@@ -110,7 +118,7 @@ def forecasts(checkpoint: Checkpoint) -> dict[str, m.Manifest]:
 def _vq(checkpoint: Checkpoint, precision: str) -> dict[str, int]:
     if checkpoint.vq is None:
         return {}
-    each, shapes = 2 if precision in m.HALF_VQ else 4, checkpoint.vq.shapes.items()
+    each, shapes = 2 if half_vq(precision) else 4, checkpoint.vq.shapes.items()
     return {
         f"vq_{half}.data": sum(math.prod(shape) * each for name, shape in shapes if name.startswith(half))
         for half in ("encoder", "decoder")

@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "arithmetic/float_mode.h"
 #include "cpu/float_cache.h"
 #include "machine/instruction_sets.h"
 #include "machine/machine.h"
@@ -137,6 +138,7 @@ Floats gumbel_of_words(const Words& words) {
   float* write = noise.mutable_data();
   const py::ssize_t count = words.size();
   py::gil_scoped_release release;
+  const mgpt::FloatMode mode;
   for (py::ssize_t i = 0; i < count; ++i) write[i] = mgpt::gumbel_of_word(read[i]);
   return noise;
 }
@@ -163,11 +165,11 @@ double read_bandwidth(std::int64_t bytes, std::int64_t threads, double seconds) 
 }
 
 py::array_t<float> view(const py::object& owner, bool values, std::int64_t layer, std::int64_t sequence) {
-  const auto& sequences = owner.cast<const mgpt::FloatCache&>();
-  auto* data = static_cast<float*>(values ? sequences.values(layer, sequence) : sequences.keys(layer, sequence));
-  const std::vector<py::ssize_t> shape{1, static_cast<py::ssize_t>(sequences.shape().kv_heads),
-                                       static_cast<py::ssize_t>(sequences.capacity(sequence)),
-                                       static_cast<py::ssize_t>(sequences.shape().head_dim)};
+  const auto& cache = owner.cast<const mgpt::FloatCache&>();
+  auto* data = static_cast<float*>(values ? cache.values(layer, sequence) : cache.keys(layer, sequence));
+  const std::vector<py::ssize_t> shape{1, static_cast<py::ssize_t>(cache.shape().kv_heads),
+                                       static_cast<py::ssize_t>(cache.capacity(sequence)),
+                                       static_cast<py::ssize_t>(cache.shape().head_dim)};
   return py::array_t<float>(shape, data, owner);
 }
 
@@ -182,9 +184,9 @@ void bind_float_cache(py::module_& module) {
                  mgpt::FloatCacheShape{layers, kv_heads, head_dim, std::move(capacities), std::int64_t{sizeof(float)}});
            }),
            py::arg("layers"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("capacities"))
-      .def_property_readonly("layers", [](const FloatCache& sequences) { return sequences.shape().layers; })
-      .def_property_readonly("kv_heads", [](const FloatCache& sequences) { return sequences.shape().kv_heads; })
-      .def_property_readonly("head_dim", [](const FloatCache& sequences) { return sequences.shape().head_dim; })
+      .def_property_readonly("layers", [](const FloatCache& cache) { return cache.shape().layers; })
+      .def_property_readonly("kv_heads", [](const FloatCache& cache) { return cache.shape().kv_heads; })
+      .def_property_readonly("head_dim", [](const FloatCache& cache) { return cache.shape().head_dim; })
       .def_property_readonly("sequences", &FloatCache::sequences)
       .def_property_readonly("nbytes", &FloatCache::bytes)
       .def_property_readonly("lengths", &FloatCache::lengths)
@@ -200,14 +202,14 @@ void bind_float_cache(py::module_& module) {
             return view(self, false, layer, sequence);
           },
           py::arg("layer"), py::arg("sequence"),
-          "A writable view [1, kv_heads, capacity, head_dim] that keeps the sequences alive.")
+          "A writable view [1, kv_heads, capacity, head_dim] that keeps the cache alive.")
       .def(
           "v",
           [](const py::object& self, std::int64_t layer, std::int64_t sequence) {
             return view(self, true, layer, sequence);
           },
           py::arg("layer"), py::arg("sequence"),
-          "A writable view [1, kv_heads, capacity, head_dim] that keeps the sequences alive.");
+          "A writable view [1, kv_heads, capacity, head_dim] that keeps the cache alive.");
 }
 
 }  // namespace

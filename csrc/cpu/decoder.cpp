@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "arithmetic/float_mode.h"
+
 namespace mgpt::cpu {
 namespace {
 
@@ -93,7 +95,7 @@ std::int64_t Decoder::feed(Cache& cache, std::span<const Segment> segments) {
     longest = std::max(longest, position);
   }
   for (auto& work : work_) {
-    const auto needed = static_cast<std::size_t>(whole_blocks(longest));
+    const auto needed = static_cast<std::size_t>(scratch_floats(longest));
     if (work->scores.size() < needed) work->scores.resize(needed);
   }
   if (hidden_.size() < tokens_.size() * hidden) hidden_.resize(tokens_.size() * hidden);
@@ -127,6 +129,7 @@ void Decoder::run(Cache& cache, std::span<const Token> tokens, float* hidden) {
   const Dimensions& d = model_.dimensions;
   const auto rows = static_cast<std::int64_t>(tokens.size());
   team_.run([&](int member) {
+    const FloatMode mode;
     Workspace& work = *work_[static_cast<std::size_t>(member)];
     for (std::int64_t t = 0; t < rows; ++t) {
       model_.embedding.row(tokens[static_cast<std::size_t>(t)].id, d.hidden, work.stream.data() + t * d.hidden);
@@ -248,6 +251,7 @@ void Decoder::logits(const float* hidden, std::int64_t rows, std::int64_t low, s
   for (std::int64_t start = 0; start < rows; start += kTokensAtOnce) {
     const std::int64_t count = std::min(rows - start, kTokensAtOnce);
     team_.run([&](int member) {
+      const FloatMode mode;
       Workspace& work = *work_[static_cast<std::size_t>(member)];
       const Activations x = quantised(work, model_.head, hidden + start * d.hidden, count);
       const Range mine = share(last - first, member, team_.size());

@@ -82,7 +82,7 @@ FloatCache::~FloatCache() {
   release(memory_, bytes_);
 }
 
-std::size_t FloatCache::checked_row(std::int64_t sequence) const {
+std::size_t FloatCache::checked(std::int64_t sequence) const {
   if (sequence < 0 || sequence >= sequences()) {
     throw std::out_of_range("sequence must be in [0, " + std::to_string(sequences()) + "), got " +
                             std::to_string(sequence));
@@ -95,13 +95,13 @@ void* FloatCache::block(std::int64_t layer, std::int64_t sequence, std::size_t w
     throw std::out_of_range("layer must be in [0, " + std::to_string(shape_.layers) + "), got " +
                             std::to_string(layer));
   }
-  const std::size_t index = checked_row(sequence);
+  const std::size_t index = checked(sequence);
   return memory_ + static_cast<std::size_t>(layer) * layer_bytes_ + sequence_offsets_[index] +
          which * block_bytes_[index];
 }
 
 void FloatCache::append(std::int64_t sequence, std::int64_t tokens) {
-  const std::size_t index = checked_row(sequence);
+  const std::size_t index = checked(sequence);
   const std::int64_t room = shape_.capacities[index] - lengths_[index];
   if (tokens < 0 || tokens > room) {
     throw std::invalid_argument("sequence " + std::to_string(sequence) + " has room for " + std::to_string(room) +
@@ -112,7 +112,7 @@ void FloatCache::append(std::int64_t sequence, std::int64_t tokens) {
 }
 
 void FloatCache::rollback(std::int64_t sequence, std::int64_t length) {
-  const std::size_t index = checked_row(sequence);
+  const std::size_t index = checked(sequence);
   if (length < 0 || length > lengths_[index]) {
     throw std::invalid_argument("sequence " + std::to_string(sequence) + " holds " + std::to_string(lengths_[index]) +
                                 " tokens and cannot roll back to " + std::to_string(length));
@@ -121,8 +121,8 @@ void FloatCache::rollback(std::int64_t sequence, std::int64_t length) {
 }
 
 void FloatCache::copy_prefix(std::int64_t source, std::int64_t target, std::int64_t length) {
-  const std::size_t from = checked_row(source);
-  const std::size_t to = checked_row(target);
+  const std::size_t from = checked(source);
+  const std::size_t to = checked(target);
   if (length < 0 || length > lengths_[from] || length > shape_.capacities[to]) {
     throw std::invalid_argument("cannot copy " + std::to_string(length) + " tokens: sequence " +
                                 std::to_string(source) + " holds " + std::to_string(lengths_[from]) + ", sequence " +

@@ -28,8 +28,8 @@ class FloatCache {
   const FloatCacheShape& shape() const { return shape_; }
   std::int64_t sequences() const { return static_cast<std::int64_t>(shape_.capacities.size()); }
   std::size_t bytes() const { return bytes_; }
-  std::int64_t capacity(std::int64_t sequence) const { return shape_.capacities[checked_row(sequence)]; }
-  std::int64_t length(std::int64_t sequence) const { return lengths_[checked_row(sequence)]; }
+  std::int64_t capacity(std::int64_t sequence) const { return shape_.capacities[checked(sequence)]; }
+  std::int64_t length(std::int64_t sequence) const { return lengths_[checked(sequence)]; }
   const std::vector<std::int64_t>& lengths() const { return lengths_; }
 
   void* keys(std::int64_t layer, std::int64_t sequence) const { return block(layer, sequence, 0); }
@@ -43,7 +43,7 @@ class FloatCache {
   void copy_prefix(std::int64_t source, std::int64_t target, std::int64_t length);
 
  private:
-  std::size_t checked_row(std::int64_t sequence) const;
+  std::size_t checked(std::int64_t sequence) const;
   void* block(std::int64_t layer, std::int64_t sequence, std::size_t which) const;
 
   FloatCacheShape shape_;

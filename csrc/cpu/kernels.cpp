@@ -2,6 +2,7 @@
 // function template compiled for a newer CPU must not be the copy that the linker keeps for an older one.
 #include "cpu/kernels.h"
 
+#include "arithmetic/order.h"
 #include "cpu/lanes.h"
 #include "cpu/products.h"
 #include "machine/instruction_sets.h"
@@ -12,6 +13,10 @@ namespace {
 constexpr float kLargestByte = 127.0f;
 constexpr float kSmallestScale = 1e-30f;  // a row of zeros divides by this, not by zero
 constexpr float kHeadEps = 1e-5f;
+
+MGPT_INLINE std::int64_t least(std::int64_t a, std::int64_t b) {
+  return a < b ? a : b;
+}
 
 MGPT_INLINE float root(float x) {
   return __builtin_sqrtf(x);
@@ -90,45 +95,109 @@ struct Tile8 {
   }
 };
 
-// The same for weights of 4 bits: the sums of a group are exact, its scales make them floats, groups follow in order.
+// `rows` times `blocks` sums that stand in registers.
+template <int rows, int blocks>
+struct Totals {
+  Lanes v[rows][blocks];
+
+  MGPT_INLINE Totals operator+(const Totals& other) const {
+    Totals sums;
+    for (int r = 0; r < rows; ++r) {
+      for (int b = 0; b < blocks; ++b) sums.v[r][b] = v[r][b] + other.v[r][b];
+    }
+    return sums;
+  }
+};
+
+// The same for weights of 4 bits: the sums of a group are exact, its scales make them floats, chunks of groups
+// (order.h).
 struct Tile4 {
   static constexpr int kMost = kMostGroupSums;
 
   template <int rows, int blocks>
   MGPT_INLINE static void run(const Weights& weights, const Activations& x, std::int64_t block, std::int64_t row,
                               float* y, std::int64_t stride) {
-    const std::int64_t groups = weights.in / kGroup, bytes = weights.in * kChannels / 2;
-    const std::uint8_t* w = weights.packed + block * bytes;
-    const std::uint16_t* scales = weights.group_scales + block * groups * kChannels;
-    const std::int8_t* a = x.values + row * x.in;
-    Lanes totals[rows][blocks] = {};
-    for (std::int64_t group = 0; group < groups; ++group) {
+    const std::int64_t groups = weights.in / kGroup;
+    const Places at{weights.packed + block * weights.in * kChannels / 2,
+                    weights.group_scales + block * groups * kChannels,
+                    x.values + row * x.in,
+                    x.scales + row * groups,
+                    x.sums + row * groups,
+                    groups};
+    Totals<rows, blocks> totals = two_chunks<rows, blocks>(at, 0);
+    if (groups > 2 * order::kChunk) {
+      order::Pairs<Totals<rows, blocks>> pairs;
+      pairs.add(totals);
+      for (std::int64_t group = 2 * order::kChunk; group < groups; group += 2 * order::kChunk) {
+        pairs.add(two_chunks<rows, blocks>(at, group));
+      }
+      totals = pairs.total();
+    }
+    for (int r = 0; r < rows; ++r) {
+      for (int b = 0; b < blocks; ++b) store(y + (row + r) * stride + b * kChannels, totals.v[r][b]);
+    }
+  }
+
+ private:
+  // Where a tile's blocks and rows begin.
+  struct Places {
+    const std::uint8_t* weights;
+    const std::uint16_t* weight_scales;
+    const std::int8_t* values;
+    const float* scales;
+    const std::int32_t* sums;
+    std::int64_t groups;
+
+    MGPT_INLINE Places from(std::int64_t group) const {
+      return {weights + group * kGroup * kChannels / 2,
+              weight_scales + group * kChannels,
+              values + group * kGroup,
+              scales + group,
+              sums + group,
+              groups};
+    }
+  };
+
+  // The sum of a chunk that begins with `group` and, if there is one, of the next.
+  template <int rows, int blocks>
+  MGPT_INLINE static Totals<rows, blocks> two_chunks(const Places& at, std::int64_t group) {
+    const std::int64_t left = at.groups - group;
+    if (left < order::kChunk) return chunk<rows, blocks>(at.from(group), left);
+    const Totals<rows, blocks> totals = chunk<rows, blocks>(at.from(group), order::kChunk);
+    const std::int64_t more = least(left - order::kChunk, order::kChunk);
+    return more == 0 ? totals : totals + chunk<rows, blocks>(at.from(group + order::kChunk), more);
+  }
+
+  // So many groups in order.
+  template <int rows, int blocks>
+  MGPT_INLINE static Totals<rows, blocks> chunk(const Places& at, std::int64_t count) {
+    const std::int64_t bytes = at.groups * kGroup * kChannels / 2;  // of a block
+    Totals<rows, blocks> totals = {};
+    for (std::int64_t group = 0; group < count; ++group) {
       GroupSums sums[rows][blocks] = {};
 #pragma GCC unroll 4
       for (std::int64_t eight = 0; eight < kGroup / (2 * kDepth); ++eight) {
         const std::int64_t i = group * kGroup + eight * 2 * kDepth;
         Halves part[blocks];
-        for (int b = 0; b < blocks; ++b) part[b] = load_halves(w + b * bytes + i * kChannels / 2);
+        for (int b = 0; b < blocks; ++b) part[b] = load_halves(at.weights + b * bytes + i * kChannels / 2);
         for (int r = 0; r < rows; ++r) {
+          const std::int8_t* const a = at.values + r * at.groups * kGroup + i;
           std::int32_t low, high;
-          std::memcpy(&low, a + r * x.in + i, sizeof low);
-          std::memcpy(&high, a + r * x.in + i + kDepth, sizeof high);
+          std::memcpy(&low, a, sizeof low);
+          std::memcpy(&high, a + kDepth, sizeof high);
           for (int b = 0; b < blocks; ++b) accumulate(sums[r][b], part[b].low, low);
           for (int b = 0; b < blocks; ++b) accumulate(sums[r][b], part[b].high, high);
         }
       }
       for (int b = 0; b < blocks; ++b) {
-        const Lanes scale = load_bfloat16(scales + (b * groups + group) * kChannels);
+        const Lanes scale = load_bfloat16(at.weight_scales + (b * at.groups + group) * kChannels);
         for (int r = 0; r < rows; ++r) {
-          const std::int64_t at = (row + r) * groups + group;
-          const Lanes exact = to_floats(words(sums[r][b]) - 8 * x.sums[at]);
-          totals[r][b] += exact * (scale * x.scales[at]);
+          const Lanes exact = to_floats(words(sums[r][b]) - 8 * at.sums[r * at.groups + group]);
+          totals.v[r][b] += exact * (scale * at.scales[r * at.groups + group]);
         }
       }
     }
-    for (int r = 0; r < rows; ++r) {
-      for (int b = 0; b < blocks; ++b) store(y + (row + r) * stride + b * kChannels, totals[r][b]);
-    }
+    return totals;
   }
 };
 
@@ -175,27 +244,38 @@ void linear(const Weights& weights, const Activations& x, std::int64_t first, st
   }
 }
 
-void rms_norm(const float* x, const float* weight, float eps, std::int64_t size, float* y) {
-  Lanes squares{};
-  for (std::int64_t i = 0; i < size; i += kLanes) {
-    const Lanes part = load(x + i);
-    squares += part * part;
+// The sum of term(i) over the lanes that begin at i, in strands; `size` is a multiple of 16.
+template <class Term>
+MGPT_INLINE float in_strands(std::int64_t size, Term term) {
+  static_assert(order::kStrands == 2 * kLanes);
+  Lanes low{}, high{};
+  std::int64_t i = 0;
+  for (; i + 2 * kLanes <= size; i += 2 * kLanes) {
+    low += term(i);
+    high += term(i + kLanes);
   }
-  const float scale = 1.0f / root(sum(squares) / static_cast<float>(size) + eps);
+  if (i < size) low += term(i);
+  return sum(low + high);
+}
+
+void rms_norm(const float* x, const float* weight, float eps, std::int64_t size, float* y) {
+  const float squares = in_strands(size, [&](std::int64_t i) {
+    const Lanes part = load(x + i);
+    return part * part;
+  });
+  const float scale = 1.0f / root(squares / static_cast<float>(size) + eps);
   for (std::int64_t i = 0; i < size; i += kLanes) store(y + i, load(x + i) * scale * load(weight + i));
 }
 
 void norm_and_rotate(float* head, const float* weight, const float* bias, const Rotation& rotation,
                      std::int64_t position, std::int64_t dim) {
-  Lanes total{};
-  for (std::int64_t i = 0; i < dim; i += kLanes) total += load(head + i);
-  const float mean = sum(total) / static_cast<float>(dim);
-  Lanes squares{};
-  for (std::int64_t i = 0; i < dim; i += kLanes) {
+  const float total = in_strands(dim, [&](std::int64_t i) { return load(head + i); });
+  const float mean = total / static_cast<float>(dim);
+  const float squares = in_strands(dim, [&](std::int64_t i) {
     const Lanes part = load(head + i) - mean;
-    squares += part * part;
-  }
-  const float scale = 1.0f / root(sum(squares) / static_cast<float>(dim) + kHeadEps);
+    return part * part;
+  });
+  const float scale = 1.0f / root(squares / static_cast<float>(dim) + kHeadEps);
   for (std::int64_t i = 0; i < dim; i += kLanes) {
     store(head + i, (load(head + i) - mean) * scale * load(weight + i) + load(bias + i));
   }
@@ -225,25 +305,79 @@ void append(const HeadCache& cache, const float* key, const float* value, std::i
   to_bytes(value, dim, cache.value_scales[position], cache.values + position * dim);
 }
 
-// `parts` times sixteen dimensions of the weighted sum of values, times `share`.
+// One span of positions in attention: their scores become weights of the values, in place.
+struct Span {
+  float most;  // the largest score
+  float sum;   // of exp(score - most)
+};
+
+// `tokens` positions from the first of a span, at most 64.
+MGPT_INLINE Span weigh(float* scores, const float* value_scales, std::int64_t tokens, float temperature) {
+  const Words lane = numbered();
+  const auto count = static_cast<std::int32_t>(tokens);
+  Lanes best = all(-__builtin_inff());
+  for (std::int32_t i = 0; i < count; i += kLanes) {
+    const Lanes score = select(lane < count - i, load(scores + i) * temperature, all(-__builtin_inff()));
+    store(scores + i, score);
+    best = larger(score, best);
+  }
+  const float most = largest(best);
+  // In strands: positions i and i + 32 of the span, then halves.
+  static_assert(order::kSpan == 2 * order::kStrands && order::kStrands == 2 * kLanes);
+  Lanes sums[2] = {};
+  for (std::int32_t i = 0; i < count; i += kLanes) {
+    const Lanes weight = exponential(load(scores + i) - most);
+    sums[i / kLanes % 2] += weight;
+    store(scores + i, weight * load(value_scales + i));
+  }
+  return {most, sum(sums[0] + sums[1])};
+}
+
+// `parts` times sixteen dimensions of a head's values.
 template <int parts>
-MGPT_INLINE void mix(const std::int8_t* values, const float* weights, std::int64_t last, std::int64_t dim, float share,
-                     float* y) {
-  Lanes even[parts] = {}, odd[parts] = {};
+struct Mixed {
+  Lanes v[parts];
+
+  MGPT_INLINE Mixed operator+(const Mixed& other) const {
+    Mixed sums;
+    for (int part = 0; part < parts; ++part) sums.v[part] = v[part] + other.v[part];
+    return sums;
+  }
+};
+
+// The weighted sum over one span's positions, times `factor`.
+template <int parts>
+MGPT_INLINE Mixed<parts> mix(const std::int8_t* values, const float* weights, std::int64_t tokens, std::int64_t dim,
+                             float factor) {
+  Mixed<parts> even = {}, odd = {};
   std::int64_t token = 0;
-  for (; token < last; token += 2) {
+  for (; token + 2 <= tokens; token += 2) {
     for (int part = 0; part < parts; ++part) {
       const std::int8_t* at = values + token * dim + part * kLanes;
-      even[part] += to_floats(load_bytes(at)) * weights[token];
-      odd[part] += to_floats(load_bytes(at + dim)) * weights[token + 1];
+      even.v[part] += to_floats(load_bytes(at)) * weights[token];
+      odd.v[part] += to_floats(load_bytes(at + dim)) * weights[token + 1];
     }
   }
-  if (token == last) {
+  if (token < tokens) {
     for (int part = 0; part < parts; ++part) {
-      even[part] += to_floats(load_bytes(values + token * dim + part * kLanes)) * weights[token];
+      even.v[part] += to_floats(load_bytes(values + token * dim + part * kLanes)) * weights[token];
     }
   }
-  for (int part = 0; part < parts; ++part) store(y + part * kLanes, (even[part] + odd[part]) * share);
+  for (int part = 0; part < parts; ++part) even.v[part] = (even.v[part] + odd.v[part]) * factor;
+  return even;
+}
+
+// The weighted sums over all spans, in pairs, times `share`.
+template <int parts>
+MGPT_INLINE void mix_all(const std::int8_t* values, const float* weights, const float* factors, std::int64_t tokens,
+                         std::int64_t dim, float share, float* y) {
+  order::Pairs<Mixed<parts>> spans;
+  for (std::int64_t first = 0; first < tokens; first += order::kSpan) {
+    const std::int64_t count = least(tokens - first, order::kSpan);
+    spans.add(mix<parts>(values + first * dim, weights + first, count, dim, factors[first / order::kSpan]));
+  }
+  const Mixed<parts> total = spans.total();
+  for (int part = 0; part < parts; ++part) store(y + part * kLanes, total.v[part] * share);
 }
 
 void attend(const HeadCache& cache, const float* query, std::int64_t last, std::int64_t dim, float* scratch, float* y) {
@@ -252,29 +386,35 @@ void attend(const HeadCache& cache, const float* query, std::int64_t last, std::
   std::int32_t query_sum;
   quantise(query, dim, dim, bytes, &scale, &query_sum);
   // Keys are packed like weights, one channel a token.
-  const std::int64_t blocks = last / kChannels + 1;
+  const std::int64_t tokens = last + 1, blocks = last / kChannels + 1;
+  float* const weights = scratch;
+  float* const factors = scratch + blocks * kChannels;  // of each span, filled up to whole lanes
   const Weights keys{cache.keys, cache.key_scales, nullptr, blocks * kChannels, dim};
-  all_columns<Tile8>(keys, {bytes, &scale, &query_sum, 1, dim, dim}, 0, blocks, scratch, 0);
+  all_columns<Tile8>(keys, {bytes, &scale, &query_sum, 1, dim, dim}, 0, blocks, weights, 0);
+
   const float temperature = 1.0f / root(static_cast<float>(dim));
-  const Words lane = numbered();
-  Lanes best = all(-__builtin_inff());
-  for (std::int64_t token = 0; token <= last; token += kLanes) {
-    const auto visible = static_cast<std::int32_t>(last - token < kLanes ? last - token : kLanes);
-    const Lanes score = select(lane <= visible, load(scratch + token) * temperature, all(-__builtin_inff()));
-    store(scratch + token, score);
-    best = larger(score, best);
+  const std::int64_t spans = (tokens + order::kSpan - 1) / order::kSpan;
+  float* const sums = factors + (spans + kLanes - 1) / kLanes * kLanes;
+  float most = -__builtin_inff();
+  for (std::int64_t span = 0; span < spans; ++span) {
+    const std::int64_t first = span * order::kSpan;
+    const std::int64_t count = least(tokens - first, order::kSpan);
+    const Span found = weigh(weights + first, cache.value_scales + first, count, temperature);
+    factors[span] = found.most;
+    sums[span] = found.sum;
+    most = found.most > most ? found.most : most;
   }
-  const float most = largest(best);
-  Lanes total{};
-  for (std::int64_t token = 0; token <= last; token += kLanes) {
-    const Lanes weight = exponential(load(scratch + token) - most);
-    total += weight;
-    store(scratch + token, weight * load(cache.value_scales + token));
+  for (std::int64_t span = 0; span < spans; span += kLanes) {
+    store(factors + span, exponential(load(factors + span) - most));
   }
-  const float share = 1.0f / sum(total);
+  order::Pairs<float> total;
+  for (std::int64_t span = 0; span < spans; ++span) total.add(sums[span] * factors[span]);
+  const float share = 1.0f / total.total();
   std::int64_t i = 0;
-  for (; i + 4 * kLanes <= dim; i += 4 * kLanes) mix<4>(cache.values + i, scratch, last, dim, share, y + i);
-  for (; i < dim; i += kLanes) mix<1>(cache.values + i, scratch, last, dim, share, y + i);
+  for (; i + 4 * kLanes <= dim; i += 4 * kLanes) {
+    mix_all<4>(cache.values + i, weights, factors, tokens, dim, share, y + i);
+  }
+  for (; i < dim; i += kLanes) mix_all<1>(cache.values + i, weights, factors, tokens, dim, share, y + i);
 }
 
 void gate(const float* gates_and_ups, std::int64_t size, float* y) {

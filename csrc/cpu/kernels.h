@@ -47,6 +47,11 @@ struct Rotation {
   const float* sines;
 };
 
+// Floats that attention over so many tokens works with: a score each, and for each span of 64 two numbers.
+inline std::int64_t scratch_floats(std::int64_t tokens) {
+  return tokens + tokens / 32 + 64;
+}
+
 struct Kernels {
   const char* name;
 
@@ -69,7 +74,7 @@ struct Kernels {
   // Writes one token's key and value.
   void (*append)(const HeadCache& cache, const float* key, const float* value, std::int64_t position, std::int64_t dim);
 
-  // y = softmax(q . keys / sqrt(dim)) . values over positions 0..last; `scratch` holds last + 16 floats.
+  // y = softmax(q . keys / sqrt(dim)) . values over positions 0..last; `scratch` holds scratch_floats(last + 1).
   void (*attend)(const HeadCache& cache, const float* query, std::int64_t last, std::int64_t dim, float* scratch,
                  float* y);
 

@@ -9,6 +9,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "arithmetic/exponential.h"
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #elif defined(__ARM_NEON)
@@ -214,26 +216,24 @@ MGPT_INLINE Lanes rounded(const Lanes& x) {
   return (x + kShift) - kShift;
 }
 
-// In pairs, always the same: (0+8, 1+9, ...), then halves of that.
-MGPT_INLINE float sum(const Lanes& x) {
-  float v[kLanes];
-  store(v, x);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) v[i] += v[i + width];
+// One of all lanes, in halves: lane i takes lane i + 8, then i + 4, then i + 2, then i + 1.
+template <class Part, class Join>
+MGPT_INLINE Element<Part> joined(const Pack<Part>& x, Join join) {
+  Part parts[kParts];
+  for (int i = 0; i < kParts; ++i) parts[i] = x.v[i];
+#pragma GCC unroll 4
+  for (int half = kParts / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) parts[i] = join(parts[i], parts[i + half]);
   }
-  return v[0];
-}
-
-// Of whole numbers, in halves: whatever the order, the result is the same.
-template <class Join>
-MGPT_INLINE std::int32_t joined(const Words& x, Join join) {
-  WordPart found = x.v[0];
-  for (int i = 1; i < kParts; ++i) found = join(found, x.v[i]);
   WordPart order{};
   for (int i = 0; i < kWidth / 4; ++i) order[i] = i;
 #pragma GCC unroll 4
-  for (int half = kWidth / 8; half > 0; half /= 2) found = join(found, __builtin_shuffle(found, order ^ half));
-  return found[0];
+  for (int half = kWidth / 8; half > 0; half /= 2) parts[0] = join(parts[0], __builtin_shuffle(parts[0], order ^ half));
+  return parts[0][0];
+}
+
+MGPT_INLINE float sum(const Lanes& x) {
+  return joined(x, [](FloatPart a, FloatPart b) { return a + b; });
 }
 
 MGPT_INLINE std::int32_t sum(const Words& x) {
@@ -245,29 +245,25 @@ MGPT_INLINE std::int32_t largest(const Words& x) {
 }
 
 MGPT_INLINE float largest(const Lanes& x) {
-  float v[kLanes];
-  store(v, x);
-  float found = v[0];
-  for (int i = 1; i < kLanes; ++i) found = v[i] > found ? v[i] : found;
-  return found;
+  return joined(x, [](FloatPart a, FloatPart b) {
+    const WordPart greater = a > b;
+    return (FloatPart)((greater & (WordPart)a) | (~greater & (WordPart)b));
+  });
 }
 
-// e^x to 2 units in the last place for x in [-87, 88]; below, 0; NaN stays NaN. Degree-6 Taylor-like minimax polynomial
-// on [-ln 2 / 2, ln 2 / 2] (coefficients as in Cephes' expf), ln 2 in two parts.
+// arithmetic/exponential.h, sixteen at a time.
 MGPT_INLINE Lanes exponential(const Lanes& x) {
-  const Lanes clamped = select(x < -87.0f, all(-87.0f), select(x > 88.0f, all(88.0f), x));
-  const Lanes n = rounded(clamped * 1.44269504088896341f);
-  Lanes r = clamped - n * 0.693359375f;
-  r = r - n * -2.12194440e-4f;
-  Lanes p = all(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
+  const Lanes clamped =
+      select(x < kLeastExponent, all(kLeastExponent), select(x > kMostExponent, all(kMostExponent), x));
+  const Lanes n = rounded(clamped * kOneByLn2);
+  Lanes r = clamped - n * kLn2High;
+  r = r - n * kLn2Low;
+  Lanes p = all(kExponential[0]);
+#pragma GCC unroll 5
+  for (int i = 1; i < 6; ++i) p = p * r + kExponential[i];
   p = p * (r * r) + r + 1.0f;
   const Words power = (to_words(n) + 127) << 23;
-  return select(x < -87.0f, Lanes{}, p * as_lanes(power));
+  return select(x < kLeastExponent, Lanes{}, p * as_lanes(power));
 }
 
 }  // namespace

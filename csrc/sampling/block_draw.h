@@ -13,8 +13,8 @@
 
 #include <cstdint>
 
+#include "arithmetic/platform.h"
 #include "sampling/draw.h"
-#include "sampling/platform.h"
 #include "sampling/radix_select.h"
 
 namespace mgpt {

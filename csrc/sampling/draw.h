@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
+#include "arithmetic/platform.h"
 #include "sampling/noise.h"
 #include "sampling/philox.h"
-#include "sampling/platform.h"
 
 namespace mgpt {
 

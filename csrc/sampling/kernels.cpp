@@ -2,10 +2,10 @@
 // change the bits.
 #include "sampling/kernels.h"
 
+#include "arithmetic/platform.h"
 #include "machine/instruction_sets.h"
 #include "sampling/noise.h"
 #include "sampling/philox.h"
-#include "sampling/platform.h"
 
 namespace mgpt::sampling {
 namespace {

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "sampling/platform.h"
+#include "arithmetic/platform.h"
 
 namespace mgpt {
 

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "sampling/platform.h"
+#include "arithmetic/platform.h"
 
 namespace mgpt {
 

@@ -9,9 +9,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "arithmetic/platform.h"
 #include "sampling/block_draw.h"
 #include "sampling/draw.h"
-#include "sampling/platform.h"
 
 namespace mgpt {
 

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <vector>
 
+#include "arithmetic/float_mode.h"
 #include "machine/instruction_sets.h"
 #include "sampling/kernels.h"
 
@@ -35,10 +36,12 @@ SampleResult sample(const SampleRequest& request) {
   thread_local std::vector<std::uint32_t> scratch;
   const std::size_t needed = 3 * std::size_t{request.count};
   if (scratch.size() < needed) scratch.resize(needed);
+  const FloatMode mode;
   return active().load(std::memory_order_relaxed)->draw(request, scratch.data());
 }
 
 void gumbel(std::uint64_t seed, std::uint32_t position, const std::uint32_t* ids, std::size_t count, float* noise) {
+  const FloatMode mode;
   active().load(std::memory_order_relaxed)->noise(seed, position, ids, count, noise);
 }
 

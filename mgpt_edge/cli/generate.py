@@ -95,6 +95,7 @@ def recorded(path: Path, model: Model) -> dict[str, Any]:
     """The settings that a PNG was drawn with; warns where this bundle is another one."""
     import warnings
 
+    from mgpt_edge.runtime.engines import engine_kind
     from mgpt_edge.runtime.errors import CompatibilityWarning
     from mgpt_edge.runtime.family.tasks import from_words
     from mgpt_edge.runtime.results import metadata
@@ -104,6 +105,13 @@ def recorded(path: Path, model: Model) -> dict[str, Any]:
         msg = (
             f"{path} was drawn by {info.get('model')!r} in {info.get('precision')!r}, another bundle than "
             f"{model.bundle.folder}: the picture will differ; choose the bundle with --model"
+        )
+        warnings.warn(msg, CompatibilityWarning, stacklevel=2)
+    arithmetic = engine_kind(model.manifest.engine).arithmetic
+    if info.get("engine") == model.manifest.engine and info.get("arithmetic", 1) != arithmetic:
+        msg = (
+            f"{path} was drawn by arithmetic {info.get('arithmetic', 1)} of engine {model.manifest.engine!r}, "
+            f"this version computes by {arithmetic}: the picture may differ"
         )
         warnings.warn(msg, CompatibilityWarning, stacklevel=2)
     if info.get("task", "text-to-image") not in from_words():

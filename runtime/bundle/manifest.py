@@ -12,9 +12,7 @@ from mgpt_edge.runtime.family.layout import buckets
 from mgpt_edge.runtime.family.tasks import conversations
 from mgpt_edge.runtime.family.vocabulary import Vocabulary
 
-SCHEMA = 3
-HALF_VQ = ("int4", "mixed", "nvfp4")
-"""Precisions whose bundles hold the VQ model's weights as float16, widened when loaded: a thirtieth of a 7B's bytes."""
+SCHEMA = 4
 T = TypeVar("T")
 
 
@@ -84,6 +82,8 @@ class Manifest:
     `plans` are engines compiled since, by the names of their files; schema 2 had none. They do not change what the
     bundle computes, so its own hash leaves them out.
     `width_invariant` was measured at export: a token's logits have the same bits in a pass of any width.
+    `arithmetic` is the engine's (`EngineKind`) at export, and `half_vq` says whether the VQ model's weights are stored
+    as float16, to be widened when they are loaded; schema 3 had neither.
     `created` says with what and from what, for people; nothing is decided by it.
     """
 
@@ -99,6 +99,8 @@ class Manifest:
     files: dict[str, FileEntry]
     tasks: dict[str, Defaults] = field(default_factory=dict)
     plans: dict[str, Plan] = field(default_factory=dict)
+    arithmetic: int = 1
+    half_vq: bool = False
     created: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -130,6 +132,8 @@ class Manifest:
             nested["tasks"] = {name: _read(Defaults, data["tasks"], name) for name in _dict(data, "tasks")}
         if "plans" in data:
             nested["plans"] = {name: _read(Plan, data["plans"], name) for name in _dict(data, "plans")}
+        if schema < 4:
+            nested["half_vq"] = data.get("precision") in {"int4", "mixed", "nvfp4"}
         manifest = _construct(cls, {**data, **nested}, "manifest.json")
         manifest.check()
         return manifest
@@ -143,6 +147,7 @@ class Manifest:
             _whole("defaults", s.top_k, s.text_top_k)
             _finite(s.guidance, s.temperature)
         _finite(d.rope_theta)
+        _whole("arithmetic", self.arithmetic)
         if not (d.heads % d.kv_heads == 0 and d.head_dim % 2 == 0 and p.stride in {8, 16}):
             msg = f"manifest.json: dimensions contradict each other: {d}, {p}"
             raise BundleError(msg)
@@ -164,6 +169,8 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
         # As in the file, so that a bundle keeps its name, the hash over this.
+        if self.schema < 4:
+            del data["arithmetic"], data["half_vq"]
         if self.schema < 3:
             del data["plans"]
         if self.schema == 1:

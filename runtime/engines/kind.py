@@ -63,6 +63,7 @@ class EngineKind:
         scale_bytes: beside the numbers of a head's key or value of one token.
         load: opens a bundle, with a number of threads.
         check: raises `IncompatibleEngine` where something is missing on this machine.
+        arithmetic: a number that grows when the same bundle and seed begin to draw other pictures.
         compiler: of its plans; None where bundles run as they were exported.
     """
 
@@ -74,6 +75,7 @@ class EngineKind:
     scale_bytes: int = 0
     load: Callable[[Bundle, int], Engine]
     check: Callable[[], object]
+    arithmetic: int = 1
     compiler: Compiler | None = None
 
     def free_bytes(self) -> int:

@@ -142,4 +142,5 @@ KIND = EngineKind(
     scale_bytes=4,
     load=NativeEngine,
     check=onnxruntime,  # for the VQ model
+    arithmetic=2,  # 1 added floats in the order of a CPU's lanes
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from mgpt_edge.runtime.bundle.manifest import HALF_VQ
 from mgpt_edge.runtime.engines import engine_kind
 from mgpt_edge.runtime.errors import OutOfMemory
 from mgpt_edge.runtime.family.layout import GRID_PIXELS, ImageLayout
@@ -52,7 +51,7 @@ def estimate(
     tables = max(capacities) * d.head_dim * 4
     graphs = ("vq_decoder", "vq_encoder") if reads else "vq_decoder"
     vq = sum(entry.bytes for name, entry in manifest.files.items() if name.startswith(graphs))
-    vq *= 1 + 2 * (manifest.precision in HALF_VQ)  # as stored, and widened
+    vq *= 1 + 2 * manifest.half_vq  # as stored, and widened
     return Estimate(
         weights_bytes=manifest.weight_bytes,
         cache_bytes=_token_bytes(manifest) * (sum(capacities) + 2) + tables,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from mgpt_edge.runtime.decoding.steps import End, FinishedRow, Word
+from mgpt_edge.runtime.engines import engine_kind
 from mgpt_edge.runtime.errors import IncompleteAnswer
 from mgpt_edge.runtime.family.layout import ImageLayout
 from mgpt_edge.runtime.family.tasks import tasks
@@ -130,6 +131,7 @@ class Presenter:
             "model": self.bundle.manifest.name,
             "bundle": self.bundle.digest,
             "engine": self.bundle.manifest.engine,
+            "arithmetic": engine_kind(self.bundle.manifest.engine).arithmetic,
             "precision": self.bundle.manifest.precision,
             "machine": platform.machine(),
             "mgpt_edge": _version(),

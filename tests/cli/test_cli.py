@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mgpt_edge.runtime.engines import engine_kind
 from mgpt_edge.runtime.engines.gpu import device as gpu
 from mgpt_edge.runtime.errors import Interrupted
 from mgpt_edge.runtime.results import metadata
@@ -65,6 +66,21 @@ def test_another_bundle_is_warned_of(mgpt, bundle, bundle_of):
     mgpt("generate", "a cat", "--size", "32x32", "--seed", 3, "--model", bundle)
     _, _, err = mgpt("generate", "--from-image", "out.png", "-o", "b.png", "--model", bundle_of("34b", "int8").folder)
     assert "the picture will differ" in err
+
+
+def test_a_picture_of_another_arithmetic_may_differ(mgpt, bundle):
+    mgpt("generate", "a cat", "--size", "32x32", "--seed", 3, "--model", bundle)
+    drawn = metadata.read("out.png")
+    assert drawn["arithmetic"] == engine_kind(drawn["engine"]).arithmetic
+    assert "arithmetic" not in mgpt("generate", "--from-image", "out.png", "-o", "b.png", "--model", bundle)[2]
+    with Image.open("out.png") as image:
+        older = image.convert("RGB")
+    del drawn["arithmetic"]  # as before it was counted
+    older.info["mgpt"] = drawn
+    metadata.save(older, "older.png")
+    code, _, err = mgpt("generate", "--from-image", "older.png", "-o", "b.png", "--model", bundle)
+    assert code == 0
+    assert "drawn by arithmetic 1 of engine 'native', this version computes by 2: the picture may differ" in err
 
 
 @pytest.mark.parametrize(

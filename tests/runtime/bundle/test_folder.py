@@ -48,6 +48,18 @@ def test_schema_1_knew_one_task(bundle):
     assert manifest.tasks == {"text-to-image": manifest.defaults}
 
 
+@pytest.mark.parametrize(("precision", "half"), [("int4", True), ("int8", False)])
+def test_schema_3_knew_neither_arithmetic_nor_half_vq(bundle, precision, half):
+    def make_old(data):
+        data.update(schema=3, precision=precision)
+        del data["arithmetic"], data["half_vq"]
+
+    change(bundle, make_old)
+    manifest = Bundle.open(bundle).manifest
+    assert (manifest.arithmetic, manifest.half_vq) == (1, half)
+    assert manifest.to_json() == json.loads((bundle / "manifest.json").read_text())  # so it keeps its name
+
+
 def test_no_bundle_names_the_command(tmp_path):
     with pytest.raises(BundleError, match="mgpt export"):
         Bundle.open(tmp_path)
@@ -58,7 +70,7 @@ def test_no_bundle_names_the_command(tmp_path):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda d: d.update(schema=4), "schema 4, this mgpt-edge reads 1 to 3"),
+        (lambda d: d.update(schema=5), "schema 5, this mgpt-edge reads 1 to 4"),
         (lambda d: d.update(schema=True), "schema True"),
         (lambda d: d.update(presicion="int8"), "did you mean 'precision'"),
         (lambda d: d.pop("precision"), "precision"),
