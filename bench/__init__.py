@@ -1,1 +1,1 @@
-"""Measures ceilings, latency and quality."""
+"""What things cost: a file for each verb of `mgpt bench`."""

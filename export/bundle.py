@@ -13,7 +13,7 @@ from mgpt_edge.export import trace
 from mgpt_edge.export.checkpoint import to_array
 from mgpt_edge.export.engines import best_engine, engines
 from mgpt_edge.export.equalise import equalise
-from mgpt_edge.export.forecast import describe, half_vq, row_capacity
+from mgpt_edge.export.forecast import describe, half_vq, sequence_capacity
 from mgpt_edge.export.golden import golden_logits
 from mgpt_edge.export.invariance import width_invariant
 from mgpt_edge.export.lower.graphs import graph_part
@@ -82,7 +82,7 @@ def export_bundle(
         checkpoint=checkpoint,
         config=checkpoint.config,
         precision=precision,
-        capacity=row_capacity(checkpoint, target_size),
+        capacity=sequence_capacity(checkpoint, target_size),
         largest=largest,
     )
     with _temporary(out) as folder:

@@ -157,11 +157,6 @@ class Checkpoint:
         """The VQ model's dimensions, or None where the checkpoint comes without VQ weights."""
         return self.vq.config if self.vq else None
 
-    @property
-    def vq_has_decoder(self) -> bool:
-        """Whether there are the weights that draw; the encoder half alone reads pictures only."""
-        return self.vq is not None and self.vq.has_decoder
-
     def vq_names(self) -> tuple[str, ...]:
         """The VQ model's tensors by Meta's names; empty without VQ weights."""
         return tuple(sorted(self.vq.shapes)) if self.vq else ()

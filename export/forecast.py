@@ -86,7 +86,7 @@ def dimensions(config: DecoderConfig) -> m.Dimensions:
     )
 
 
-def row_capacity(checkpoint: Checkpoint, target_size: int) -> int:
+def sequence_capacity(checkpoint: Checkpoint, target_size: int) -> int:
     """Positions of a cache whose size stands in the graph: words, a picture, and one that is read where a task does."""
     defaults, vocabulary = checkpoint.defaults, checkpoint.vocabulary
     stride = (checkpoint.vq_config or usual_config(vocabulary.codes)).stride

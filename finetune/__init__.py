@@ -1,1 +1,1 @@
-"""The family's training recipes and the world the small checkpoint learns from."""
+"""Trains a user's checkpoint by the family's recipes; `mini/` makes the small one from nothing."""

@@ -1,4 +1,4 @@
-"""What a small model is trained with: the device, and the type that matrix products are made in."""
+"""What a model is trained with: the device, and the type that matrix products are made in."""
 
 from __future__ import annotations
 

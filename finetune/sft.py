@@ -192,7 +192,7 @@ def _state(path: Path, recipe: Recipe) -> dict[str, Any]:
 
 @contextmanager
 def computing(device: torch.device) -> Iterator[None]:
-    """How the small model computes while it is trained on a device."""
+    """How a model computes while it is trained on a device."""
     # The fused attention's backward pass takes twice as long as the plain one on a CPU at these lengths.
     plain = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
     with mixed(device), plain:

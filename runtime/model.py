@@ -249,7 +249,7 @@ class Model(Loaded):
         return self.intake.prepare(request, images, kept)
 
     def _run(self, jobs: list[Job], *, preview: bool = False, kept_rows: Sequence[int] = ()) -> Iterator[Event]:
-        """Jobs in rows that have room for each, as many answers at a time as the engine and the memory can take."""
+        """Jobs in sequences that have room for each, as many answers at a time as engine and memory take."""
         conditional, unconditional = zip(*(job.capacities for job in jobs), strict=True)
         capacities, requests = (max(conditional), max(unconditional)), [job.request for job in jobs]
         wanted = min(sum(request.count for request in requests), self.engine.most_streams)
@@ -257,8 +257,8 @@ class Model(Loaded):
         layout = jobs[0].form.layout or self.intake.usual
         free = self.engine.free_bytes()
         streams = memory.streams_that_fit(self.manifest, layout, capacities, prompt, wanted, free=free)
-        rows = self.engine.open(capacities, streams)
-        steps = decode(rows, jobs, self.window(requests[0], rows.streams))
+        sequences = self.engine.open(capacities, streams)
+        steps = decode(sequences, jobs, self.window(requests[0], sequences.streams))
         return self.presenter.events(requests, steps, preview=preview, kept_rows=kept_rows)
 
     def _warn_untrained(self, layout: ImageLayout) -> None:

@@ -134,10 +134,10 @@ DUMMIES = {
         """
         from mgpt_edge.runtime.engines.graphs import onnxruntime
         from mgpt_edge.runtime.engines.kind import EngineKind
-        from mgpt_edge.runtime.engines.ort import OrtEngine
+        from mgpt_edge.runtime.engines.cpu import CpuEngine
 
         KIND = EngineKind(
-            name="dummy", order=9, lowering="dummy", on_gpu=False, element_bytes=4, load=OrtEngine, check=onnxruntime
+            name="dummy", order=9, lowering="dummy", on_gpu=False, element_bytes=4, load=CpuEngine, check=onnxruntime
         )
         """,
     ),
@@ -221,7 +221,7 @@ def test_two_records_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     other = EngineKind(
         name=KIND.name, order=7, lowering="cpu", on_gpu=False, element_bytes=4, load=KIND.load, check=KIND.check
     )
-    module: ModuleType = sys.modules["mgpt_edge.runtime.engines.ort"]
+    module: ModuleType = sys.modules["mgpt_edge.runtime.engines.cpu"]
     monkeypatch.setattr(module, "SECOND", other, raising=False)
     with pytest.raises(ValueError, match="two records named 'native'"):
         catalogue(runtime_engines, EngineKind)

@@ -1,1 +1,1 @@
-"""Lowerings, a file for each engine: the traced graph becomes what that engine runs best."""
+"""How a checkpoint is written for an engine (`lowering`): `native`, `cpu`, `cuda`, `tensorrt`, `tensorrt10`."""

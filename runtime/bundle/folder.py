@@ -1,4 +1,4 @@
-"""A bundle on disk: opened in the order schema, sizes, hashes, engines."""
+"""A bundle on disk, checked in this order: schema, sizes, hashes."""
 
 from __future__ import annotations
 

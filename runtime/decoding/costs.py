@@ -25,7 +25,7 @@ class PassCosts:
     Args:
         bundle: its digest.
         threads: of every pass.
-        context: tokens that the rows held.
+        context: tokens that the sequences held.
         seconds: of a pass of a guided stream, by its number of guesses.
         machine: whose they are; they mean nothing elsewhere.
         schema: of the file.

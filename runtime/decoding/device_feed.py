@@ -23,7 +23,7 @@ FEW = 2
 
 
 class DeviceFeed(Feed):
-    """An engine that draws a picture's codes by itself, a row of codes at a time.
+    """Feeds an engine that draws a picture's codes by itself, a row of codes at a time.
 
     The first code comes from the prompt's pass. What is not a code, and many forced tokens at once, go pass by pass.
 

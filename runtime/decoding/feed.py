@@ -25,7 +25,7 @@ class Feed:
     picture, and waits through the passes for its height and width.
 
     Args:
-        sequences: the cache.
+        sequences: of the cache.
         sequence: the stream's conditional sequence; the unconditional one follows it.
         guided: whether there is one.
     """
@@ -40,7 +40,7 @@ class Feed:
         self.guessed = self.accepted = 0  # tokens fed ahead, and those of them that were right
 
     @property
-    def costs(self) -> tuple[int, int, int]:
+    def counts(self) -> tuple[int, int, int]:
         """Passes so far, tokens guessed in them, and those of them that were right."""
         return self.passes, self.guessed, self.accepted
 

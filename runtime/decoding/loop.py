@@ -31,7 +31,7 @@ def answer(prompt: Prefilled, feed: Feed, draws: dict[Mode, Draw], number: int) 
     Forced tokens are never sampled: they are fed together with the token before them.
 
     Args:
-        prompt: in the rows that are fed.
+        prompt: in the sequences that are fed.
         feed: takes the answer's tokens into them.
         draws: samplers, or what hands out their draws, for each kind of token.
         number: of the answer, and of its first picture.
@@ -41,7 +41,7 @@ def answer(prompt: Prefilled, feed: Feed, draws: dict[Mode, Draw], number: int) 
     """
     form = prompt.job.form
     v, grammar = form.vocabulary, Grammar(form)
-    before, started = feed.costs, time.perf_counter()
+    before, started = feed.counts, time.perf_counter()
     while not grammar.done and len(grammar.tokens) < form.limit:
         mode, token = grammar.mode, grammar.forced
         if token is None:
@@ -57,9 +57,9 @@ def answer(prompt: Prefilled, feed: Feed, draws: dict[Mode, Draw], number: int) 
         if mode == "code" and token == v.end_row and grammar.layout is not None:
             now, drawn = time.perf_counter(), grammar.open_picture()
             row = (len(drawn) - 3) // (grammar.layout.columns + 1) - 1
-            passes, guessed, accepted = (after - then for after, then in zip(feed.costs, before, strict=True))
+            passes, guessed, accepted = (after - then for after, then in zip(feed.counts, before, strict=True))
             yield FinishedRow(number + grammar.pictures, row, drawn, passes, guessed, accepted, now - started)
-            before, started = feed.costs, now
+            before, started = feed.counts, now
         elif mode == "grid" and grammar.layout is not None and len(grammar.layout) > form.limit:
             raise IncompleteAnswer(_too_large(grammar.layout, grammar.missing, form))
         elif mode == "text" and token not in {v.begin_image, v.separator}:

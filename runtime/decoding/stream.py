@@ -54,7 +54,7 @@ class Stream:
     """One answer at a time.
 
     Args:
-        sequences: a cache, shared with other streams.
+        sequences: of a cache, shared with other streams.
         index: of this one; what its sequences hold already comes before every prompt.
     """
 

@@ -1,4 +1,6 @@
-"""Engines, a file each, behind one interface (`base`) and each with one record (`kind`)."""
+"""Engines behind one interface (`base`), each with a file and a record (`kind`) of its own: `native`, our decoder;
+`cpu`, ONNX Runtime; in `gpu/` those whose caches lie on a GPU.
+"""
 
 from __future__ import annotations
 

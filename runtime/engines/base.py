@@ -94,7 +94,7 @@ class Sequences(Protocol):
 
 
 class Engine(Protocol):
-    """A bundle's graphs, loaded."""
+    """A bundle, loaded."""
 
     most_streams: int
     """Streams that can share a pass."""

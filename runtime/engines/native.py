@@ -1,4 +1,4 @@
-"""Our own decoder on the CPU (`csrc/cpu`): int8 weights mapped from the file, an int8 cache, one call a pass.
+"""Our own decoder on the CPU (`csrc/cpu`): weights of 8 or 4 bits mapped from the file, an int8 cache, one call a pass.
 
 The logits of a token are the same bits whatever shares its pass, on any number of threads and any CPU.
 ONNX Runtime is left with the VQ model.

@@ -45,7 +45,7 @@ class Job:
 
     @property
     def capacities(self) -> tuple[int, int]:
-        """Tokens that each row must hold."""
+        """Tokens that each sequence must hold."""
         return len(self.prompt) + self.form.limit, self.form.limit if self.request.guidance != 1 else 0
 
 
@@ -159,8 +159,8 @@ class Intake:
         if picture and layout is not None:
             limit = len(layout)
         else:
-            rows, free = 1 + (request.guidance != 1), self.engine.free_bytes()
-            fits = memory.tokens_that_fit(self.manifest, layout or self.usual, prompt, rows, free=free)
+            sequences, free = 1 + (request.guidance != 1), self.engine.free_bytes()
+            fits = memory.tokens_that_fit(self.manifest, layout or self.usual, prompt, sequences, free=free)
             fits = min(fits, self.engine.most_tokens - prompt)
             limit = request.max_tokens or min(len(layout or self.usual) + PAGE, max(fits, 1))
         v, stride = self.manifest.vocabulary, self.manifest.pictures.stride

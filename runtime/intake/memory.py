@@ -43,7 +43,7 @@ def estimate(
     Args:
         manifest: of the bundle.
         layout: of a picture.
-        capacities: tokens of the conditional and the unconditional row.
+        capacities: tokens of the conditional and the unconditional sequence.
         prompt: tokens of the longest prompt.
         reads: whether pictures go in, too.
     """
@@ -78,10 +78,10 @@ def check(
         raise OutOfMemory(msg)
 
 
-def tokens_that_fit(manifest: Manifest, layout: ImageLayout, prompt: int, rows: int, *, free: int) -> int:
-    """Tokens that `rows` rows can hold beyond the prompt, in the bytes that are free."""
+def tokens_that_fit(manifest: Manifest, layout: ImageLayout, prompt: int, sequences: int, *, free: int) -> int:
+    """Tokens that so many sequences can hold beyond the prompt, in the bytes that are free."""
     fixed = _beyond_weights(estimate(manifest, layout, (prompt, 0), prompt, reads=True))
-    return max(free - fixed, 0) // (_token_bytes(manifest) * rows + manifest.dimensions.head_dim * 4)
+    return max(free - fixed, 0) // (_token_bytes(manifest) * sequences + manifest.dimensions.head_dim * 4)
 
 
 def streams_that_fit(

@@ -31,7 +31,7 @@ class Request:
         temperature: 1 samples as trained, 0 takes the likeliest.
         count: number of pictures.
         max_tokens: of an answer of text and pictures; None is what a picture and a page of text take.
-        speculate: codes to guess ahead (`feed.Ahead`): a number from 1, "off", or "auto": as many as pay, where
+        speculate: codes to guess ahead (`ahead.Ahead`): a number from 1, "off", or "auto": as many as pay, where
             that leaves every picture as it is.
         approximate: keeps guesses that are among so many best codes (`grouped.GroupedSampler`): fewer passes, other
             pictures. 1 is exact; more needs `speculate` to be a number, since the picture depends on it.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.intake.request import Request
     from mgpt_edge.runtime.results.events import Event
 
-COSTS = ("passes", "guessed", "accepted")
+COUNTS = ("passes", "guessed", "accepted")
 
 
 @cache
@@ -58,21 +58,21 @@ class Presenter:
             kept_rows: that the pictures have from another, for their notes.
         """
         words = Detokenizer(self.tokenizer)
-        costs: dict[int, dict[str, int]] = {}  # of the pictures that are not done
+        counts: dict[int, dict[str, int]] = {}  # of the pictures that are not done
         try:
             for step in steps:
                 text = words.push(step.token) if isinstance(step, Word) else words.flush()
                 if text:
                     yield Text(text)
                 if isinstance(step, FinishedRow):
-                    cost = costs.setdefault(step.picture, dict.fromkeys(COSTS, 0))
-                    for name in COSTS:
-                        cost[name] += getattr(step, name)
+                    count = counts.setdefault(step.picture, dict.fromkeys(COUNTS, 0))
+                    for name in COUNTS:
+                        count[name] += getattr(step, name)
                     yield step
                     # Of several pictures under way, one is shown.
-                    yield from self._show(requests, step, preview and step.picture == min(costs), kept_rows, cost)
+                    yield from self._show(requests, step, preview and step.picture == min(counts), kept_rows, count)
                     if step.row + 1 == self.layout_of(step.tokens).rows:
-                        del costs[step.picture]
+                        del counts[step.picture]
                 elif isinstance(step, End) and tasks()[requests[0].task].converses:
                     yield step
         except IncompleteAnswer as error:
@@ -94,14 +94,14 @@ class Presenter:
         row: FinishedRow,
         preview: bool,
         kept_rows: Sequence[int],
-        cost: dict[str, int],
+        count: dict[str, int],
     ) -> Iterator[Event]:
         layout = self.layout_of(row.tokens)
         if row.row + 1 == layout.rows:
             finished, seconds = self._decode_pixels(row.tokens, layout)
-            window = round(cost["guessed"] / max(cost["passes"], 1), 1)
+            window = round(count["guessed"] / max(count["passes"], 1), 1)
             settings = self.describe(requests, row.picture, finished.size, kept_rows)
-            finished.info[KEY] = {**settings, **cost, "window": window}
+            finished.info[KEY] = {**settings, **count, "window": window}
             yield Picture(row.picture, finished, (*row.tokens, layout.vocabulary.end_image), seconds)
         elif preview:
             yield Preview(row.picture, *self._decode_pixels(row.tokens, layout))

@@ -22,8 +22,8 @@ class Sampler:
     """The settings of one picture, checked once; a call draws one token.
 
     Args:
-        guidance: scale of classifier-free guidance, ``u + guidance * (c - u)``; 1 is the conditional row, 0 the
-            unconditional one.
+        guidance: scale of classifier-free guidance, ``u + guidance * (c - u)``; 1 is the conditional logits, 0 the
+            unconditional ones.
         top_k: ids kept, at least 1; ties at the last stay.
         temperature: at least 0; 0 takes the largest logit.
         seed: 0 <= seed < 2^64.
@@ -101,13 +101,13 @@ def sample(
         top_k: at least 1.
         temperature: finite, at least 0.
         seed: 0 <= seed < 2^64.
-        position: index of the token in the conditional row, 0 <= position < 2^32.
+        position: index of the token in the conditional sequence, 0 <= position < 2^32.
 
     Returns:
         The vocabulary id.
 
     Raises:
-        InvalidRequest: for a number out of range, or rows of different lengths.
+        InvalidRequest: for a number out of range, or logits of different lengths.
         NumericalError: for NaN in the interval, or when every id of it is excluded by -inf.
         TypeError: for logits of another dtype, shape or layout.
     """

@@ -122,7 +122,7 @@ def test_reading_every_tensor_keeps_memory_flat(tmp_path):
 
 def test_vq_weights_beside_the_checkpoint(folder):
     checkpoint = Checkpoint.open(folder)
-    assert checkpoint.vq_has_decoder
+    assert checkpoint.vq.has_decoder
     model = VQGAN(checkpoint.vq_config)
     model.load_state_dict({name: checkpoint.vq_tensor(name) for name in checkpoint.vq_names()})
     assert torch.equal(
@@ -140,7 +140,7 @@ def test_vq_weights_elsewhere(folder, tmp_path, how):
     with pytest.raises(CheckpointError, match="--vq"):
         Checkpoint.open(folder).vq_tensor("decoder.conv_in.weight")
     checkpoint = Checkpoint.open(folder, other if how == "folder" else other / "vqgan.safetensors")
-    assert checkpoint.vq_has_decoder
+    assert checkpoint.vq.has_decoder
 
 
 def as_ckpt(folder: Path, extra: dict[str, Any] | None = None, **options: Any) -> dict[str, torch.Tensor]:
@@ -205,7 +205,7 @@ def test_the_encoder_inside_a_transformers_checkpoint_reads_pictures(folder):
     with pytest.warns(CompatibilityWarning, match="read pictures but not draw"):
         checkpoint = Checkpoint.open(folder)
     assert checkpoint.vq_config.codes == 64
-    assert not checkpoint.vq_has_decoder
+    assert not checkpoint.vq.has_decoder
     ours = VQGAN(checkpoint.vq_config).eval()
     weights = {name: checkpoint.vq_tensor(name) for name in checkpoint.vq_names()}
     missing, unexpected = ours.load_state_dict(weights, strict=False)

@@ -14,7 +14,7 @@ import torch
 from mgpt_edge.bench.rivals.reference import chameleon
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.runtime.engines.base import Segment
-from mgpt_edge.runtime.engines.ort import OrtEngine
+from mgpt_edge.runtime.engines.cpu import CpuEngine
 
 if TYPE_CHECKING:
     from transformers import ChameleonModel
@@ -39,7 +39,7 @@ def test_logits_equal_transformers(kind, bundle_of, checkpoints):
     expected = [logits_of(reference, row) for row in rows]
     scale = max(np.abs(e).max() for e in expected)
 
-    engine = OrtEngine(bundle, threads=2)
+    engine = CpuEngine(bundle, threads=2)
     opened = engine.open((40, 31))
     fed = [0, 0]
     # Prefill of different lengths, single steps, two tokens at once, uneven widths, an idle row.
@@ -53,7 +53,7 @@ def test_logits_equal_transformers(kind, bundle_of, checkpoints):
 
 
 def test_image_head_is_a_slice_of_the_text_head(bundle_of):
-    engine = OrtEngine(bundle_of("7b", "fp32"), threads=1)
+    engine = CpuEngine(bundle_of("7b", "fp32"), threads=1)
     low, high = engine.bundle.manifest.vocabulary.code_range
     for last in (1, 2):
         feeds = [Segment(0, [1, 2, 3]), Segment(1, [4, 5], last)]
@@ -64,7 +64,7 @@ def test_image_head_is_a_slice_of_the_text_head(bundle_of):
 
 
 def test_rollback_forgets(bundle_of):
-    engine = OrtEngine(bundle_of("34b", "int8", "cpu"), threads=1)
+    engine = CpuEngine(bundle_of("34b", "int8", "cpu"), threads=1)
     rows = engine.open((20, 20))
 
     def forward(first, second):
@@ -86,7 +86,7 @@ def test_quantised_logits_stay_near(precision, tolerance, bundle_of):
     """Small random layers are the worst case; trained ones are measured by their pictures."""
     feeds = [Segment(0, [1, 20, 30, 40, 50]), Segment(1, [7, 8])]
     exact, packed = (
-        np.concatenate(OrtEngine(bundle_of("7b", name, "cpu"), threads=1).open((8, 8)).forward(feeds, "text"))
+        np.concatenate(CpuEngine(bundle_of("7b", name, "cpu"), threads=1).open((8, 8)).forward(feeds, "text"))
         for name in ("fp32", precision)
     )
     assert np.linalg.norm(packed - exact) <= tolerance * np.linalg.norm(exact)
@@ -94,7 +94,7 @@ def test_quantised_logits_stay_near(precision, tolerance, bundle_of):
 
 def test_closed_rows_are_gone_at_once(bundle_of):
     """Their keys and values are gigabytes of a large model: none may wait for the garbage collector."""
-    rows = OrtEngine(bundle_of("7b", "fp32", "cpu"), threads=1).open((8, 8))
+    rows = CpuEngine(bundle_of("7b", "fp32", "cpu"), threads=1).open((8, 8))
     rows.forward([Segment(0, [1, 20, 30])], "text")
     alive = weakref.ref(rows)
     gc.disable()
@@ -108,7 +108,7 @@ def test_golden_logits_come_from_pytorch(bundle_of):
 
     for precision, largest in (("fp32", 1e-5), ("int8", 2e-2), ("int4", 5e-2)):
         bundle = bundle_of("34b", precision, "cpu")
-        assert recompute(bundle, OrtEngine(bundle, threads=1)) <= largest
+        assert recompute(bundle, CpuEngine(bundle, threads=1)) <= largest
 
 
 def test_manifest_is_plain_json(bundle_of):

@@ -9,14 +9,14 @@ import torch
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.vqgan import VQGAN
 from mgpt_edge.runtime.engines import load_engine
-from mgpt_edge.runtime.engines.ort import OrtEngine
+from mgpt_edge.runtime.engines.cpu import CpuEngine
 
 SIZES = [(32, 32), (64, 96), (160, 32), (128, 128)]
 
 
 @pytest.fixture(scope="module")
 def engine(bundle_of):
-    return OrtEngine(bundle_of("7b", "fp32"), threads=2)
+    return CpuEngine(bundle_of("7b", "fp32"), threads=2)
 
 
 @pytest.fixture(scope="module")

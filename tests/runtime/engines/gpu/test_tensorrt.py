@@ -21,13 +21,13 @@ from mgpt_edge.runtime.bundle.folder import MANIFEST, Bundle, sha256, write_atom
 from mgpt_edge.runtime.bundle.manifest import FileEntry, Plan
 from mgpt_edge.runtime.engines import load_engine
 from mgpt_edge.runtime.engines.base import Segment
+from mgpt_edge.runtime.engines.cpu import CpuEngine
 from mgpt_edge.runtime.engines.gpu import device as gpu
 from mgpt_edge.runtime.engines.gpu import kernels as engine_kernels
 from mgpt_edge.runtime.engines.gpu import plans
 from mgpt_edge.runtime.engines.gpu.plans import part_names
 from mgpt_edge.runtime.engines.gpu.tensorrt import TensorRtEngine
 from mgpt_edge.runtime.engines.kind import Compiler
-from mgpt_edge.runtime.engines.ort import OrtEngine
 from mgpt_edge.runtime.errors import IncompatibleEngine, NumericalError, OutOfMemory
 from mgpt_edge.runtime.golden import recompute
 from mgpt_edge.runtime.model import Model
@@ -194,7 +194,7 @@ def test_logits_that_are_not_numbers_say_where(library, cuda, bundle_of, monkeyp
 def test_pictures_in_and_out(size, cuda, bundle_of):
     """The trained square has a profile of its own."""
     engine = load_engine(built(bundle_of("7b", "fp16", "rtx")), threads=1)
-    onnxruntime = OrtEngine(bundle_of("7b", "fp32", "cpu"), threads=1)
+    onnxruntime = CpuEngine(bundle_of("7b", "fp32", "cpu"), threads=1)
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     codes = engine.encode_pixels(pixels)
     np.testing.assert_array_equal(codes, onnxruntime.encode_pixels(pixels))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SEQUENCES = 2
 
 
-class OrtEngine(Graphs):
+class CpuEngine(Graphs):
     """The graphs of a `cpu` bundle, the decoder among them.
 
     Args:
@@ -42,11 +42,11 @@ class OrtEngine(Graphs):
         self.session("decoder")
         self._tables = self._rotary(0)
 
-    def open(self, capacities: tuple[int, int], streams: int = 1) -> OrtSequences:
+    def open(self, capacities: tuple[int, int], streams: int = 1) -> CpuSequences:
         if streams != 1:
             msg = f"the graphs of engine 'cpu' have the sequences of one stream, not of {streams}"
             raise ValueError(msg)
-        return OrtSequences(self, capacities)
+        return CpuSequences(self, capacities)
 
     def rotary(self, positions: int) -> tuple[Any, Any]:
         """Tables of at least `positions`, wrapped; they grow and are shared by all streams."""
@@ -71,7 +71,7 @@ class _Pass:
     last: list[int]
 
 
-class OrtSequences:
+class CpuSequences:
     """One stream's cache and buffers; `engines.base.Sequences`.
 
     Args:
@@ -82,7 +82,7 @@ class OrtSequences:
     streams = 1
     drawer = None
 
-    def __init__(self, engine: OrtEngine, capacities: tuple[int, int]) -> None:
+    def __init__(self, engine: CpuEngine, capacities: tuple[int, int]) -> None:
         self.engine = engine
         # One slot more: an idle sequence still feeds a token, past its end, that is never counted.
         slots, d = [capacity + 1 for capacity in capacities], engine.bundle.manifest.dimensions
@@ -98,8 +98,8 @@ class OrtSequences:
         self.shared = dict(self._values(max(slots)))
         # Through a proxy: were the caches to hold these sequences, their memory would wait for the garbage collector.
         itself = weakref.proxy(self)
-        self._pass = lru_cache(maxsize=8)(partial(OrtSequences._bind_pass, itself))
-        self._head = lru_cache(maxsize=2)(partial(OrtSequences._bind_head, itself))
+        self._pass = lru_cache(maxsize=8)(partial(CpuSequences._bind_pass, itself))
+        self._head = lru_cache(maxsize=2)(partial(CpuSequences._bind_head, itself))
 
     def length(self, sequence: int) -> int:
         return self.cache.length(sequence)
@@ -177,4 +177,4 @@ def wrap(array: NDArray[Any]) -> Any:
     return onnxruntime().OrtValue.ortvalue_from_numpy(array)
 
 
-KIND = EngineKind(name="cpu", order=1, lowering="cpu", on_gpu=False, element_bytes=4, load=OrtEngine, check=onnxruntime)
+KIND = EngineKind(name="cpu", order=1, lowering="cpu", on_gpu=False, element_bytes=4, load=CpuEngine, check=onnxruntime)

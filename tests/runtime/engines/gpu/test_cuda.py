@@ -14,7 +14,7 @@ from onnxruntime import OrtValue
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.runtime.engines.base import Segment
 from mgpt_edge.runtime.engines.gpu import device as gpu
-from mgpt_edge.runtime.engines.gpu.ort import CudaEngine
+from mgpt_edge.runtime.engines.gpu.cuda import CudaEngine
 from mgpt_edge.runtime.errors import IncompatibleEngine, OutOfMemory
 from mgpt_edge.runtime.golden import recompute
 from mgpt_edge.runtime.model import Model

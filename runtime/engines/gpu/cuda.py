@@ -1,6 +1,6 @@
 """ONNX Runtime on the GPU: its runs are enqueued on our stream, over arrays that lie on the device.
 
-What is particular to the GPU ran nowhere yet; the rest is `device_rows`' and `graphs`'.
+What is particular to the GPU ran nowhere yet; the rest is `sequences`' and `graphs`'.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class CudaSequences(DrawingSequences):
 
 
 class CudaContext(ABC):
-    """A graph over arrays of the device; `device_rows.Context`.
+    """A graph over arrays of the device; `sequences.Context`.
 
     Arrays are bound by their addresses: of one in this process' memory ONNX Runtime would take a copy when it is bound,
     and none at a run.
