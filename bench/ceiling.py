@@ -42,7 +42,7 @@ def ceiling(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Measure the machine, and print what follows."""
-    cores = threads or machine.physical_cores()
+    cores = threads or machine.usable_cores()
     counts = sorted({1, *(2**k for k in range(1, 8) if 2**k < cores), cores})
     facts: dict[str, Any] = {
         "machine": machine.processor(),

@@ -85,7 +85,7 @@ def peers(
         folder = Path(temporary)
         write_checkpoint(folder / "checkpoint", shape_named(shape), vq=False)
         checkpoint = Checkpoint.open(folder / "checkpoint")
-        cores = threads or machine.physical_cores()
+        cores = threads or machine.usable_cores()
         case = Case(checkpoint=checkpoint, folder=folder, context=context, threads=cores)
         others = {name: _set_up(case, peer) for name, peer in PEERS.items()}
         missing = {name: why for name, why in others.items() if isinstance(why, str)}

@@ -17,8 +17,8 @@ import typer
 
 from mgpt_edge.bench.page import results
 from mgpt_edge.bench.page.markdown import markdown, number
-from mgpt_edge.runtime.bundle.folder import write_atomically
 from mgpt_edge.runtime.errors import InvalidRequest
+from mgpt_edge.runtime.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

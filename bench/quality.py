@@ -6,12 +6,12 @@ mgpt bench quality [--model BUNDLE] [--judge FILE] [--count 200] [--speculate 16
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import platformdirs
 import typer
 
 import mgpt_edge
@@ -31,6 +31,7 @@ from mgpt_edge.runtime.family.prompt import encode_turn
 from mgpt_edge.runtime.family.tasks import template
 from mgpt_edge.runtime.intake.job import Job
 from mgpt_edge.runtime.intake.request import Request
+from mgpt_edge.runtime.machine import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,7 +143,7 @@ def quality(
     side = manifest.pictures.target_size
     lines = list(scores.drawing(artist, reader, manifest.pictures.trained_sizes, count, sampling))
     if "chat" in manifest.tasks:
-        pictures = Path(platformdirs.user_cache_dir("mgpt-edge")) / "tabletop"
+        pictures = (cache_folder() or Path(tempfile.gettempdir())) / "tabletop"
         album = artist.album((side, side), count, pictures)
         lines.append(("VQ there and back", f"{_decibels(loaded.engine, album, count):.1f} dB"))
         lines += scores.seeing(artist, reader, album, count, sampling)

@@ -24,8 +24,9 @@ import mgpt_edge
 from mgpt_edge.bench.page import page, results
 from mgpt_edge.bench.page.markdown import markdown
 from mgpt_edge.bench.page.results import Results
-from mgpt_edge.runtime.bundle.folder import Bundle, default_bundle, write_atomically
+from mgpt_edge.runtime.bundle.folder import Bundle, default_bundle
 from mgpt_edge.runtime.errors import Interrupted, InvalidRequest, MgptError
+from mgpt_edge.runtime.files import write_atomically
 
 DRIFTING = ("ceiling", "latency", "speculation", "sampler", "chat")
 """Measured three times, minutes apart: a machine's speed drifts, which repeats in a row don't show."""

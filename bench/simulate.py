@@ -69,7 +69,7 @@ def here() -> Device:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_checkpoint(folder / "checkpoint", SHAPES[PROBE], vq=False)
-        threads = machine.physical_cores()
+        threads = machine.usable_cores()
         case = Case(checkpoint=Checkpoint.open(folder / "checkpoint"), folder=folder, context=128, threads=threads)
         facts = measure(case, dict(ours(case, [BASE_BUNDLE], streams=[1])), 15)
     free = machine.available_bytes() / 2**30

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgpt_edge.export import trace
@@ -22,12 +19,14 @@ from mgpt_edge.export.lower.lowering import Source, lowering_of
 from mgpt_edge.export.quantise.precision import precisions
 from mgpt_edge.export.tokenizer import text_tokenizer
 from mgpt_edge.runtime.bundle import manifest as m
-from mgpt_edge.runtime.bundle.folder import MANIFEST, Bundle, sha256, write_atomically
+from mgpt_edge.runtime.bundle.folder import MANIFEST, Bundle, sha256
 from mgpt_edge.runtime.errors import BundleError, InvalidRequest
+from mgpt_edge.runtime.files import Occupied, new_folder, write_atomically
 from mgpt_edge.runtime.golden import FILE as GOLDEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -141,25 +140,16 @@ def rescaled(
 
 @contextlib.contextmanager
 def _temporary(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` at the end, or vanishes."""
-    if out.exists():
-        msg = f"{out} exists already; give another place with -o, or remove it"
-        raise BundleError(msg)
+    """A folder that becomes `out` at the end, or vanishes."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except OSError as error:
-        msg = f"can't write to {out.parent}: {error.strerror or error}"
+        with new_folder(out) as folder:
+            yield folder
+    except Occupied as error:
+        msg = f"{error}; give another place with -o, or remove it"
         raise BundleError(msg) from error
-    try:
-        folder.chmod(0o755)
-        yield folder
-        folder.rename(out)
     except OSError as error:
         msg = f"can't write {out}: {error.strerror or error}; nothing was left behind"
         raise BundleError(msg) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _vq_parts(checkpoint: Checkpoint, lowering: Lowering, *, half: bool) -> dict[str, Part]:

@@ -23,9 +23,9 @@ from mgpt_edge.export.quantise.compensation import compensated
 from mgpt_edge.export.rewritten import Rewritten
 from mgpt_edge.export.rounding import blocks_of, embedded, image_head_precision
 from mgpt_edge.export.statistics import INPUTS
-from mgpt_edge.runtime.bundle.folder import write_atomically
 from mgpt_edge.runtime.engines import engine_kinds
 from mgpt_edge.runtime.errors import CheckpointError, InvalidRequest
+from mgpt_edge.runtime.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

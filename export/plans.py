@@ -12,12 +12,13 @@ from mgpt_edge.export import compiler
 from mgpt_edge.export.quantise.precision import precisions
 from mgpt_edge.export.targets import target_of
 from mgpt_edge.runtime import machine
-from mgpt_edge.runtime.bundle.folder import MANIFEST, Bundle, sha256, write_atomically
+from mgpt_edge.runtime.bundle.folder import MANIFEST, Bundle, sha256
 from mgpt_edge.runtime.bundle.manifest import FileEntry, Plan
 from mgpt_edge.runtime.engines import compiler_of, engine_kind
 from mgpt_edge.runtime.engines.gpu.plans import part_names, parts_of
 from mgpt_edge.runtime.engines.gpu.tensorrt import SEQUENCES
 from mgpt_edge.runtime.errors import BundleError, IncompatibleEngine, InvalidRequest, OutOfMemory
+from mgpt_edge.runtime.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -16,8 +16,8 @@ from torch import Tensor
 from mgpt_edge.export.golden import load_block
 from mgpt_edge.export.model import causal_attention
 from mgpt_edge.export.rounding import rounded
-from mgpt_edge.runtime.bundle.folder import write_atomically
 from mgpt_edge.runtime.errors import CheckpointError, InvalidRequest
+from mgpt_edge.runtime.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

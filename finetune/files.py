@@ -1,10 +1,11 @@
-"""Writing so that a kill leaves the old file or the new one, never half of one."""
+"""Files that a training leaves, whole or not at all, in folders that are made where they are missing."""
 
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
+
+from mgpt_edge.runtime import files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -12,15 +13,9 @@ if TYPE_CHECKING:
 
 
 def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a draft's path beside `path` and renames the draft when it is done."""
+    """As `runtime.files.replace_atomically`; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(draft)
-        draft.chmod(0o644)  # safetensors lets nobody but the owner read what it writes
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    files.replace_atomically(path, write)
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

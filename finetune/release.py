@@ -12,6 +12,7 @@ from mgpt_edge.export.shards import INDEX, read_json
 from mgpt_edge.export.vqfiles import INSIDE
 from mgpt_edge.finetune.files import replace_atomically, write_json
 from mgpt_edge.finetune.parts import write_parts
+from mgpt_edge.runtime.files import usual_mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +76,7 @@ def _write_weights(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> None:
     files = write_parts(tensors, folder / f"model-{generation}")
     parts = set(files.values())
     for path in parts:
-        path.chmod(0o644)  # safetensors lets nobody but the owner read what it writes
+        path.chmod(usual_mode())  # safetensors lets nobody but the owner read what it writes
     size = sum(path.stat().st_size for path in parts)
     weight_map = {name: path.name for name, path in files.items()}
     write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})

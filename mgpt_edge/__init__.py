@@ -9,6 +9,7 @@ Example:
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
     from mgpt_edge.runtime.results.metadata import save
 
     __version__: str
+
+# What other packages report home by default, unless the user has said something else; each reads this when imported.
+for _name in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+    os.environ.setdefault(_name, "1")
 
 # Each name is looked up when it is first used: a module of ours can be imported where the rest is not installed.
 _HOMES = {

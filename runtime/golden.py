@@ -10,6 +10,7 @@ import numpy as np
 
 from mgpt_edge.runtime.engines.base import Segment
 from mgpt_edge.runtime.errors import BundleError
+from mgpt_edge.runtime.family.layout import GRID_PIXELS
 
 if TYPE_CHECKING:
     from mgpt_edge.runtime.bundle.folder import Bundle
@@ -58,3 +59,21 @@ def recompute(bundle: Bundle, engine: Engine) -> float:
         )
         raise BundleError(msg)
     return deviation
+
+
+def picture_there_and_back(bundle: Bundle, engine: Engine) -> None:
+    """Decodes some codes and encodes the pixels, as far as the bundle has the VQ model for it.
+
+    Raises:
+        BundleError: what comes out has another shape.
+        IncompatibleEngine: a graph can't be opened.
+    """
+    draws, reads = (f"{name}.onnx" in bundle.manifest.files for name in ("vq_decoder", "vq_encoder"))
+    engine.prepare(draws=draws, reads=reads)
+    side, stride = GRID_PIXELS // bundle.manifest.pictures.stride, bundle.manifest.pictures.stride
+    codes = np.arange(side * side).reshape(side, side) % bundle.manifest.vocabulary.codes
+    pixels = engine.decode_pixels(codes) if draws else np.zeros((side * stride, side * stride, 3), np.uint8)
+    found = engine.encode_pixels(pixels) if reads else codes
+    if pixels.shape != (side * stride, side * stride, 3) or found.shape != codes.shape:
+        msg = f"{bundle.folder}: the VQ model makes {pixels.shape} of {codes.shape} codes, and {found.shape} of those"
+        raise BundleError(msg)

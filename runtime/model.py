@@ -37,9 +37,10 @@ def load(path: str | os.PathLike[str] | None = None, *, threads: int | None = No
 
     Args:
         path: a folder made by `mgpt export`.
-        threads: of every pass; the machine's physical cores unless given.
+        threads: of every pass, 1 to 256; as many as this process may use cores unless given.
 
     Raises:
+        InvalidRequest: no such number of threads.
         BundleError: no bundle there, or a damaged or newer one.
         IncompatibleEngine: nothing installed here can run it.
     """
@@ -242,8 +243,8 @@ class Model(Loaded):
         self, request: Request, images: Sequence[PictureSource] = (), kept: dict[int, int] | None = None
     ) -> Job:
         """A request made ready, and its memory checked."""
-        if not tasks()[request.task].converses:
-            self.bundle.path("vq_decoder.onnx")  # a bundle that cannot draw says so before minutes are spent
+        draws = not tasks()[request.task].converses or "vq_decoder.onnx" in self.manifest.files
+        self.engine.prepare(draws=draws, reads=bool(images) or bool(kept))
         if request.size is not None:
             self._warn_untrained(self.layout(request.size))
         return self.intake.prepare(request, images, kept)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 ROOMS = ("runtime", "export", "finetune", "bench", "mgpt_edge/cli")
 ROOMS_OF_RUNTIME = [
-    ("errors", "catalogue", "_native"),
-    ("machine",),
+    ("errors", "catalogue", "files", "_native"),
+    ("machine", "process"),
     ("sampling", "family"),
     ("bundle",),
     ("engines",),

@@ -54,6 +54,9 @@ class EagerEngine:
     def free_bytes(self) -> int:
         return machine.available_bytes()
 
+    def prepare(self, *, draws: bool, reads: bool) -> None:
+        """PyTorch holds all of it."""
+
     def open(self, capacities: tuple[int, int], streams: int = 1) -> EagerSequences:
         return EagerSequences(self, max(capacities), streams)
 

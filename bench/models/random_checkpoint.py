@@ -32,6 +32,7 @@ from mgpt_edge.export.defaults import trained_tasks
 from mgpt_edge.export.tokenizer import BOS
 from mgpt_edge.export.vqfiles import vq_shapes
 from mgpt_edge.export.vqgan import CHAMELEON, MOVQGAN_270M, VQConfig
+from mgpt_edge.runtime.files import replace_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -220,16 +221,16 @@ def _nbytes(sizes: Sizes, itemsize: int) -> int:
 
 
 def _write(path: Path, parts: Iterable[bytes | memoryview], report: Callable[[int], None] = quiet) -> None:
-    """Writes to a temporary file and renames it: an interrupted run leaves no half file under a real name."""
-    temporary, done = path.with_name(f".{path.name}.part"), 0
-    try:
-        with temporary.open("wb") as file:
+    """Writes a file whole or not at all."""
+
+    def write(draft: Path) -> None:
+        done = 0
+        with draft.open("wb") as file:
             for part in parts:
                 done += file.write(part)
                 report(done)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    replace_atomically(path, write)
 
 
 def main(arguments: list[str] | None = None) -> int:

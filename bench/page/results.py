@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from mgpt_edge.bench.measuring.spread import joined
 from mgpt_edge.bench.page.figures import figures
 from mgpt_edge.runtime import machine
-from mgpt_edge.runtime.bundle.folder import write_atomically
 from mgpt_edge.runtime.errors import InvalidRequest
+from mgpt_edge.runtime.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,7 +115,7 @@ def machine_card() -> dict[str, Any]:
     """What figures depend on, and what stays the same from run to run."""
     return {
         "processor": machine.processor(),
-        "cores": machine.physical_cores(),
+        "cores": machine.usable_cores(),
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
         "system": platform.system(),
         "architecture": platform.machine(),

@@ -2,6 +2,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <sys/types.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <memory>
@@ -11,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/released.h"
 #include "cpu/decoder.h"
 
 namespace py = pybind11;
@@ -105,6 +108,14 @@ struct Loaded {
   std::unique_ptr<Decoder> decoder;
   std::vector<Segment> segments;
   std::mutex pass;
+  pid_t process = getpid();
+
+  // A forked child may find the lock held by a thread that it does not have. Called with Python's lock held.
+  void settle() {
+    if (process == getpid()) return;
+    new (&pass) std::mutex;
+    process = getpid();
+  }
 };
 
 std::unique_ptr<Loaded> load(const py::dict& sizes, double norm_eps, bool norm_after, py::dict tensors, int threads,
@@ -145,11 +156,12 @@ void rotate(Loaded& loaded, py::array_t<float, py::array::c_style> cosines,
   if (cosines.size() != sines.size() || cosines.size() % half != 0) {
     throw py::value_error("rotary tables must be [positions, " + std::to_string(half) + "], both alike");
   }
+  loaded.settle();
   const mgpt::cpu::Rotation rotation{cosines.data(), sines.data()};
   const std::int64_t positions = cosines.size() / half;
   std::unique_lock lock(loaded.pass, std::defer_lock);
   {
-    const py::gil_scoped_release release;
+    const Released released;
     lock.lock();
   }
   loaded.decoder->rotate(rotation, positions);
@@ -179,9 +191,10 @@ void forward(Loaded& loaded, Cache& cache, const py::array_t<std::int64_t, py::a
   if (out.ndim() != 2 || out.shape(0) != wanted || out.shape(1) != high - low) {
     throw py::value_error("out must be float32 [" + std::to_string(wanted) + ", " + std::to_string(high - low) + "]");
   }
+  loaded.settle();
   const std::int64_t* ids = tokens.data();
   float* logits = out.mutable_data();
-  const py::gil_scoped_release release;
+  const Released released;
   const std::lock_guard lock(loaded.pass);
   loaded.segments.clear();
   for (py::ssize_t i = 0; i < given.shape(0); ++i) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "arithmetic/float_mode.h"
+#include "bindings/released.h"
 #include "cpu/float_cache.h"
 #include "machine/instruction_sets.h"
 #include "machine/machine.h"
@@ -110,7 +111,7 @@ std::int64_t sample(const py::array& cond, const std::optional<py::array>& uncon
                                     static_cast<std::uint32_t>(position)};
   mgpt::SampleResult result{};
   {
-    py::gil_scoped_release release;
+    Released released;
     result = mgpt::sample(request);
   }
   if (result.status == mgpt::SampleStatus::not_a_number) {
@@ -127,7 +128,7 @@ Floats gumbel(std::uint64_t seed, std::uint32_t position, const Words& ids) {
   const std::uint32_t* read = ids.data();
   float* write = noise.mutable_data();
   const auto count = static_cast<std::size_t>(ids.size());
-  py::gil_scoped_release release;
+  Released released;
   mgpt::gumbel(seed, position, read, count, write);
   return noise;
 }
@@ -137,7 +138,7 @@ Floats gumbel_of_words(const Words& words) {
   const std::uint32_t* read = words.data();
   float* write = noise.mutable_data();
   const py::ssize_t count = words.size();
-  py::gil_scoped_release release;
+  Released released;
   const mgpt::FloatMode mode;
   for (py::ssize_t i = 0; i < count; ++i) write[i] = mgpt::gumbel_of_word(read[i]);
   return noise;
@@ -160,7 +161,7 @@ double read_bandwidth(std::int64_t bytes, std::int64_t threads, double seconds) 
   }
   // A vector refuses such a length with another error than the one for memory.
   if (bytes > std::numeric_limits<std::int64_t>::max() / 2) throw std::bad_alloc();
-  py::gil_scoped_release release;
+  Released released;
   return mgpt::read_bandwidth(static_cast<std::size_t>(bytes), static_cast<std::size_t>(threads), seconds) / 1e9;
 }
 
@@ -195,7 +196,7 @@ void bind_float_cache(py::module_& module) {
       .def("append", &FloatCache::append, py::arg("sequence"), py::arg("tokens"))
       .def("rollback", &FloatCache::rollback, py::arg("sequence"), py::arg("length"))
       .def("copy_prefix", &FloatCache::copy_prefix, py::arg("source"), py::arg("target"), py::arg("length"),
-           py::call_guard<py::gil_scoped_release>())
+           py::call_guard<Released>())
       .def(
           "k",
           [](const py::object& self, std::int64_t layer, std::int64_t sequence) {
@@ -221,6 +222,7 @@ PYBIND11_MODULE(_native, module) {
              py::arg("position"));
   module.def("gumbel", &gumbel, py::arg("seed"), py::arg("position"), py::arg("ids"));
   module.def("gumbel_of_words", &gumbel_of_words, py::arg("words"));
+  module.def("end", &Released::end, "Lets no thread come back into an interpreter that ends.");
   module.def("instruction_sets", &mgpt::instruction_sets);
   module.def("use_instruction_set", &use_instruction_set, py::arg("name"));
   module.def("cpu_features", &mgpt::cpu_features);

@@ -31,11 +31,11 @@ Decoder::Decoder(Model model, int threads, const Kernels& kernels)
   const std::int64_t mixed = d.heads * d.head_dim;
   const std::int64_t widest = std::max({d.hidden, mixed, d.intermediate});
   for (int member = 0; member < threads; ++member) {
-    const Range kv = share(d.kv_heads, member, threads);
-    const Range ffn = share(d.intermediate / kChannels, member, threads);
-    // Of logits every member computes a block at a time at least, also where there are more members than heads.
-    const std::int64_t channels = std::max({(kv.last - kv.first) * (d.heads / d.kv_heads + 2) * d.head_dim,
-                                            (ffn.last - ffn.first) * 2 * kChannels, kChannels});
+    // Its largest share is that of a team in which it is the last. Of logits every member computes a block at a time at
+    // least, also where there are more members than heads.
+    const std::int64_t heads = d.kv_heads / (member + 1) + 1, ffn = d.intermediate / kChannels / (member + 1) + 1;
+    const std::int64_t channels =
+        std::max({heads * (d.heads / d.kv_heads + 2) * d.head_dim, ffn * 2 * kChannels, kChannels});
     auto work = std::make_unique<Workspace>();
     work->stream.resize(tokens * static_cast<std::size_t>(d.hidden));
     work->normalised.resize(tokens * static_cast<std::size_t>(d.hidden));
@@ -141,7 +141,7 @@ void Decoder::run(Cache& cache, std::span<const Token> tokens, float* hidden) {
       feed_forward(member, layer, rows);
       residual(work, layer.mlp_norm, rows);
     }
-    const Range mine = share(rows, member, team_.size());
+    const Range mine = share(rows, member, team_.active());
     for (std::int64_t t = mine.first; t < mine.last; ++t) {
       kernels_.rms_norm(work.stream.data() + t * d.hidden, model_.norm, d.norm_eps, d.hidden, hidden + t * d.hidden);
     }
@@ -178,7 +178,7 @@ void Decoder::attention(int member, const Layer& layer, std::int64_t index, cons
   const auto rows = static_cast<std::int64_t>(tokens.size());
   const std::int64_t group = d.heads / d.kv_heads, dim = d.head_dim;
   const std::int64_t channels = (group + 2) * dim;  // of one K/V head
-  const Range mine = share(d.kv_heads, member, team_.size());
+  const Range mine = share(d.kv_heads, member, team_.active());
   const std::int64_t stride = (mine.last - mine.first) * channels;
   const Activations x = branch_input(work, layer.qkv, layer.attention_norm, rows);
   kernels_.linear(layer.qkv, x, mine.first * channels / kChannels, mine.last * channels / kChannels,
@@ -207,17 +207,17 @@ void Decoder::attention(int member, const Layer& layer, std::int64_t index, cons
       }
     }
   }
-  team_.barrier();
+  team_.barrier(member);
   const Activations y = quantised(work, layer.out, mixed_.data(), rows);
-  const Range out = share(d.hidden / kChannels, member, team_.size());
+  const Range out = share(d.hidden / kChannels, member, team_.active());
   kernels_.linear(layer.out, y, out.first, out.last, delta_.data() + out.first * kChannels, d.hidden);
-  team_.barrier();
+  team_.barrier(member);
 }
 
 void Decoder::feed_forward(int member, const Layer& layer, std::int64_t rows) {
   const Dimensions& d = model_.dimensions;
   Workspace& work = *work_[static_cast<std::size_t>(member)];
-  const Range mine = share(d.intermediate / kChannels, member, team_.size());
+  const Range mine = share(d.intermediate / kChannels, member, team_.active());
   const std::int64_t size = (mine.last - mine.first) * kChannels;
   const Activations x = branch_input(work, layer.gate_up, layer.mlp_norm, rows);
   kernels_.linear(layer.gate_up, x, 2 * mine.first, 2 * mine.last, work.projected.data(), 2 * size);
@@ -225,11 +225,11 @@ void Decoder::feed_forward(int member, const Layer& layer, std::int64_t rows) {
     kernels_.gate(work.projected.data() + t * 2 * size, size,
                   gated_.data() + t * d.intermediate + mine.first * kChannels);
   }
-  team_.barrier();
+  team_.barrier(member);
   const Activations y = quantised(work, layer.down, gated_.data(), rows);
-  const Range out = share(d.hidden / kChannels, member, team_.size());
+  const Range out = share(d.hidden / kChannels, member, team_.active());
   kernels_.linear(layer.down, y, out.first, out.last, delta_.data() + out.first * kChannels, d.hidden);
-  team_.barrier();
+  team_.barrier(member);
 }
 
 // What a branch leaves joins the stream, normalised if the norm stands behind the branch.
@@ -254,7 +254,7 @@ void Decoder::logits(const float* hidden, std::int64_t rows, std::int64_t low, s
       const FloatMode mode;
       Workspace& work = *work_[static_cast<std::size_t>(member)];
       const Activations x = quantised(work, model_.head, hidden + start * d.hidden, count);
-      const Range mine = share(last - first, member, team_.size());
+      const Range mine = share(last - first, member, team_.active());
       // In pieces that fit the workspace; a piece's ends may lie outside [low, high).
       const auto room = static_cast<std::int64_t>(work.projected.size()) / (count * kChannels);
       for (std::int64_t block = first + mine.first; block < first + mine.last; block += room) {

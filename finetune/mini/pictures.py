@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mgpt_edge.finetune.files import replace_atomically
 from mgpt_edge.finetune.mini.world import KINDS, Frame, Scene, render, sample_scene, view
 from mgpt_edge.finetune.mini.world.dialogue import edit_of
 
@@ -106,6 +106,9 @@ def _render_shard(group: Sequence[Pictures], shard: int) -> None:
             stack.append(pictures.of(scene, index, frame))
     for stack, pictures in zip(stacks, group, strict=True):
         path = pictures.path(shard)
-        draft = path.with_suffix(f".{os.getpid()}.tmp.npy")
-        np.save(draft, np.stack(stack))
-        draft.replace(path)
+        replace_atomically(path, partial(_save, np.stack(stack)))
+
+
+def _save(array: NDArray[np.uint8], draft: Path) -> None:
+    with draft.open("wb") as file:  # by its name NumPy would add another suffix
+        np.save(file, array)

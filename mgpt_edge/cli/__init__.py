@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import warnings
 from importlib import metadata
@@ -23,6 +24,7 @@ from mgpt_edge.cli import (
     talk,
     transform,
 )
+from mgpt_edge.cli.surroundings import Terminated, end_by, lost_output, signals, streams
 from mgpt_edge.runtime.errors import CompatibilityWarning, Interrupted, InvalidRequest, MgptError
 
 app = typer.Typer(
@@ -69,6 +71,22 @@ def root(
 
 def main() -> None:
     """Runs a verb; errors become one line (or JSON with --json) and an exit code."""
+    with streams():
+        try:
+            with signals():
+                code = _run()
+        except Terminated as ended:
+            print(f"mgpt: ended by {signal.Signals(ended.number).name}; run it again", file=sys.stderr)
+            sys.stderr.flush()
+            end_by(ended.number)
+            raise
+        if (error := lost_output()) is not None:
+            print(f"mgpt: can't write the output: {error.strerror or error}", file=sys.stderr)
+            code = code or 1
+    sys.exit(code)
+
+
+def _run() -> int:
     as_json = "--json" in sys.argv
     warnings.showwarning = _show_warning
     try:
@@ -81,7 +99,7 @@ def main() -> None:
         code = _fail(error.format_message(), "InvalidRequest", InvalidRequest.exit_code, as_json=as_json)
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("interrupted", "Interrupted", Interrupted.exit_code, as_json=as_json)
-    sys.exit(code)
+    return int(code or 0)
 
 
 def _fail(message: str, kind: str, code: int, *, as_json: bool) -> int:

@@ -1,5 +1,5 @@
-"""`python -m mgpt_edge.cli` is `mgpt`: for launchers such as torchrun that start modules."""
+"""`python -m mgpt_edge.cli`."""
 
-from mgpt_edge.cli import main
+from mgpt_edge.command import main
 
 main()

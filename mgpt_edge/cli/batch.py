@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mgpt_edge.cli.options import AsJson, Bundle
-from mgpt_edge.runtime.errors import IncompleteAnswer, Interrupted, InvalidRequest, MgptError
+from mgpt_edge.cli.options import AsJson, Bundle, Threads
+from mgpt_edge.runtime.errors import IncompleteAnswer, Interrupted, InvalidRequest
 from mgpt_edge.runtime.intake.request import parse_size
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def batch(
     jobs: Annotated[Path, typer.Argument(help="JSONL file; pictures are looked for beside it.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for NAME.png and NAME.txt.")],
     model: Bundle = None,
+    threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Do many jobs with one loaded model.
@@ -50,7 +51,7 @@ def batch(
     except OSError as error:
         msg = f"can't write to {output}: {error.strerror}"
         raise InvalidRequest(msg) from error
-    loaded = load(model)
+    loaded = load(model, threads=threads)
     counts = {"done": 0, "skipped": 0, "failed": 0}
     try:
         for number, result in _run(loaded, lines, jobs.parent, output):
@@ -77,17 +78,13 @@ def _run(model: Model, lines: list[bytes], beside: Path, output: Path) -> Iterat
         if not line.strip():
             continue
         try:
-            job = _parse(line, str(number))
-            if job["name"] in names:
-                msg = f"an earlier job is called {job['name']!r}, too"
-                raise InvalidRequest(msg)
-            names.add(job["name"])
-            yield number, _do(model, job, beside, output)
-        except (MgptError, OSError, MemoryError) as error:
+            yield number, _do(model, _parse(line, str(number), names), beside, output)
+        except Exception as error:  # noqa: BLE001  whatever a job raises is that job's
             yield number, error
 
 
-def _parse(line: bytes, name: str) -> dict[str, Any]:
+def _parse(line: bytes, name: str, names: set[str]) -> dict[str, Any]:
+    """A line's job; `names` are those of earlier ones, and of this one afterwards."""
     try:
         text = line.decode()
         job = json.loads(text)
@@ -111,6 +108,10 @@ def _parse(line: bytes, name: str) -> dict[str, Any]:
     if not printable or not chosen.strip("./\\ ") or {"/", "\\"} & set(chosen):
         msg = f"name must be a file's name without its folder, at most {LONGEST_NAME} bytes, got {chosen[:60]!r}"
         raise InvalidRequest(msg)
+    if chosen in names:
+        msg = f"an earlier job is called {chosen!r}, too"
+        raise InvalidRequest(msg)
+    names.add(chosen)
     if isinstance(job.get("size"), str):  # else as the metadata of a picture has it
         job["size"] = parse_size(job["size"])
     return job
@@ -118,8 +119,8 @@ def _parse(line: bytes, name: str) -> dict[str, Any]:
 
 def _do(model: Model, job: dict[str, Any], beside: Path, output: Path) -> Path | None:
     """Does one job; None where its file exists."""
-    from mgpt_edge.runtime.bundle.folder import write_atomically
     from mgpt_edge.runtime.family import tasks
+    from mgpt_edge.runtime.files import write_atomically
     from mgpt_edge.runtime.results.metadata import save
 
     kinds = {"prompt", "task", "question"} & job.keys()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mgpt_edge.cli.options import AsJson, RecordCount, VQFolder
+from mgpt_edge.cli.options import AsJson, RecordCount, Threads, VQFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,12 +117,13 @@ def verify(
     data: Annotated[Path | None, typer.Option(help="For --against: records, as for mgpt finetune.")] = None,
     records: RecordCount = 16,
     vq: VQFolder = None,
+    threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a bundle's hashes, that it computes its golden logits here, and how well it follows its checkpoint."""
+    """Check a bundle: its hashes, its golden logits and a picture computed here, how well it follows its checkpoint."""
     from mgpt_edge.runtime.bundle.folder import Bundle
     from mgpt_edge.runtime.errors import InvalidRequest
-    from mgpt_edge.runtime.golden import recompute
+    from mgpt_edge.runtime.golden import picture_there_and_back, recompute
     from mgpt_edge.runtime.model import Model
 
     if (against is None) != (data is None):
@@ -130,7 +131,8 @@ def verify(
         raise InvalidRequest(msg)
     bundle = Bundle.peek(path)
     bundle.verify()
-    engine = Model(bundle).engine
+    engine = Model(bundle, threads=threads).engine
+    picture_there_and_back(bundle, engine)
     facts = {"bundle": str(path), "files": len(bundle.manifest.files), "golden_error": recompute(bundle, engine)}
     found = {} if against is None or data is None else _compare(bundle, engine, against, vq, data, records, as_json)
     if as_json:

@@ -35,7 +35,7 @@ def _facts() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             return "not installed"
 
-    cores = machine.physical_cores()
+    cores, limit = machine.usable_cores(), machine.memory_limit()
     bandwidth = _native.read_bandwidth(BANDWIDTH_BYTES, cores, BANDWIDTH_SECONDS)
     names = ("mgpt-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx", "tensorrt", "cuda-python", "torch")
     return {
@@ -47,7 +47,7 @@ def _facts() -> dict[str, Any]:
         "cores": cores,
         "cpu features": " ".join(name for name, there in _native.cpu_features().items() if there) or "none known",
         "memory read": f"{bandwidth:.1f} GB/s with {cores} threads",
-        "memory free": machine.mebibytes(machine.available_bytes()),
+        "memory free": f"{machine.mebibytes(limit.free_bytes)}, by {limit.source}",
         "gpu": _gpu(),
         "default bundle": str(default_bundle()) if default_bundle().is_dir() else f"missing: {default_bundle()}",
     }

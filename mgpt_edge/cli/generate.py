@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mgpt_edge.cli.drawing import check_output, draw, numbered
-from mgpt_edge.cli.options import OUTPUT, AsJson, Bundle, Count, Guidance, Output, Seed, Temperature, TopK
+from mgpt_edge.cli.drawing import check_outputs, draw, numbered
+from mgpt_edge.cli.options import OUTPUT, AsJson, Bundle, Count, Guidance, Output, Seed, Temperature, Threads, TopK
 from mgpt_edge.runtime.errors import InvalidRequest
 from mgpt_edge.runtime.intake.request import parse_size
 
@@ -32,6 +32,7 @@ def generate(
     count: Count = None,
     output: Output = OUTPUT,
     model: Bundle = None,
+    threads: Threads = None,
     preview: Annotated[Path | None, typer.Option(help="PNG file kept up to date with the finished rows.")] = None,
     from_image: Annotated[Path | None, typer.Option(help="Draw the picture of this PNG again.")] = None,
     keep_rows: Annotated[
@@ -67,15 +68,13 @@ def generate(
         "approximate": approximate,
     }
     settings = {name: value for name, value in given.items() if value is not None}
-    loaded = load(model)
+    check_outputs([output] if preview is None else [output, preview])
+    loaded = load(model, threads=threads)
     if from_image is not None:
         settings = {**recorded(from_image, loaded), **settings}
     if "prompt" not in settings:
         msg = "give a prompt, such as: mgpt generate 'a red sphere on a gray floor'; or --from-image PNG"
         raise InvalidRequest(msg)
-    check_output(output)
-    if preview is not None:
-        check_output(preview)
     rows = [] if keep_rows is None else parse_rows(keep_rows)
     if rows and from_image is None:
         msg = "--keep-rows says what stays of a picture: name that with --from-image"
@@ -83,6 +82,7 @@ def generate(
     request = loaded.request(**settings)
     events = loaded.draw(request, keep=from_image, keep_rows=rows, preview=preview is not None)
     paths = numbered(output, count)
+    check_outputs(paths)
     result = draw(loaded, request, events, paths, preview=preview, kept_rows=rows, quiet=as_json)
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
@@ -113,6 +113,9 @@ def recorded(path: Path, model: Model) -> dict[str, Any]:
             f"{path} was drawn by arithmetic {info.get('arithmetic', 1)} of engine {model.manifest.engine!r}, "
             f"this version computes by {arithmetic}: the picture may differ"
         )
+        warnings.warn(msg, CompatibilityWarning, stacklevel=2)
+    if info.get("altered"):
+        msg = f"{path} was changed after it was drawn; this draws the picture that it was"
         warnings.warn(msg, CompatibilityWarning, stacklevel=2)
     if info.get("task", "text-to-image") not in from_words():
         msg = f"{path} is an answer to more than its own words ({info['task']}), which it does not hold"

@@ -19,6 +19,7 @@ Bundle = Annotated[Path | None, typer.Option("--model", help="Bundle; the small 
 VQFolder = Annotated[Path | None, typer.Option(help="Folder of the VQ files, where they are not beside config.json.")]
 Records = Annotated[Path, typer.Option(help="Conversations: a JSON list of records, or one on each line.")]
 RecordCount = Annotated[int, typer.Option(min=1, help="How many records, drawn from all of them.")]
+Threads = Annotated[int | None, typer.Option(help="Threads of every pass; as many as cores may be used unless given.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 OUTPUT = Path("out.png")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mgpt_edge.cli.options import AsJson, Bundle, MaxTokens, Seed, Temperature, TextTopK
+from mgpt_edge.cli.drawing import check_folder
+from mgpt_edge.cli.options import AsJson, Bundle, MaxTokens, Seed, Temperature, TextTopK, Threads
 from mgpt_edge.runtime.errors import InvalidRequest, MgptError
 from mgpt_edge.runtime.intake.request import parse_size
 
@@ -41,6 +42,7 @@ def ask(
     max_tokens: MaxTokens = None,
     output: Annotated[Path, typer.Option("-o", "--output", help=FOLDER)] = Path(),
     model: Bundle = None,
+    threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer a question about a picture; pictures in the answer become answer-1.png, …"""
@@ -49,9 +51,9 @@ def ask(
     from mgpt_edge.runtime.results.events import Answer
     from mgpt_edge.runtime.results.metadata import save
 
-    _check_folder(output)
+    check_folder(output)
     settings = {"seed": seed, "temperature": temperature, "text_top_k": text_top_k, "max_tokens": max_tokens}
-    events = load(model).stream(question, images=image, task="chat", **settings)
+    events = load(model, threads=threads).stream(question, images=image, task="chat", **settings)
     names = _free_names(output, "answer")
     try:
         if not as_json:
@@ -79,11 +81,15 @@ def chat(
     context: Annotated[int | None, typer.Option(help="Tokens that the conversation can hold.")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help=FOLDER)] = Path(),
     model: Bundle = None,
+    threads: Threads = None,
 ) -> None:
     """Talk, with pictures on both sides; one message a line."""
     from mgpt_edge.runtime.model import load
 
-    _check_folder(output)
+    check_folder(output)
+    if sys.stdin is None:
+        msg = "messages are read from standard input, which is closed"
+        raise InvalidRequest(msg)
     settings: dict[str, Any] = {
         "seed": seed,
         "temperature": temperature,
@@ -92,7 +98,7 @@ def chat(
         "size": None if size is None else parse_size(size),
         "max_tokens": max_tokens,
     }
-    loaded = load(model)
+    loaded = load(model, threads=threads)
     conversation = loaded.chat(context=context, **settings)
     if sys.stdin.isatty():
         print(HELP)
@@ -127,12 +133,6 @@ def _request(model: Model, size: tuple[int, int] | None, words: str) -> str:
 
     width, height = size or (model.manifest.pictures.target_size,) * 2
     return template("text-to-image").format(width=width, height=height, prompt=words.strip())
-
-
-def _check_folder(output: Path) -> None:
-    if not output.is_dir():
-        msg = f"{output} is no folder; make it, or give another with -o"
-        raise InvalidRequest(msg)
 
 
 def _attach(path: str) -> list[Image.Image]:

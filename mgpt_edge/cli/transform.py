@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mgpt_edge.cli.drawing import check_output, draw, numbered
-from mgpt_edge.cli.options import OUTPUT, AsJson, Bundle, Count, Guidance, Output, Seed, Temperature, TopK
+from mgpt_edge.cli.drawing import check_outputs, draw, numbered
+from mgpt_edge.cli.options import OUTPUT, AsJson, Bundle, Count, Guidance, Output, Seed, Temperature, Threads, TopK
 from mgpt_edge.runtime.errors import InvalidRequest
 from mgpt_edge.runtime.intake.request import parse_size
 
@@ -38,6 +38,7 @@ def transform(
     count: Count = None,
     output: Output = OUTPUT,
     model: Bundle = None,
+    threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw a depth map, an edit, … of a picture, or a picture from such a map.
@@ -52,7 +53,6 @@ def transform(
     if instruction is None and tasks()[task].field is not None:
         msg = f"the task {task!r} takes words, too: say with --instruction what to change, to detect or to show"
         raise InvalidRequest(msg)
-    check_output(output)
     settings: dict[str, Any] = {
         "size": None if size is None else parse_size(size),
         "seed": seed,
@@ -61,9 +61,12 @@ def transform(
         "temperature": temperature,
         "count": count,
     }
-    loaded = load(model)
+    check_outputs([output])
+    loaded = load(model, threads=threads)
     request = loaded.request(instruction or "", task=task, **settings)
-    result = draw(loaded, request, loaded.draw(request, [image]), numbered(output, count), quiet=as_json)
+    paths = numbered(output, count)
+    check_outputs(paths)
+    result = draw(loaded, request, loaded.draw(request, [image]), paths, quiet=as_json)
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
     else:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import platformdirs
+from typing import TYPE_CHECKING
 
 from mgpt_edge.runtime.bundle.manifest import FileEntry, Manifest
 from mgpt_edge.runtime.errors import BundleError
+from mgpt_edge.runtime.files import write_atomically
+from mgpt_edge.runtime.machine import cache_folder
+
+if TYPE_CHECKING:
+    import os
 
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST_BYTES = 1 << 20
@@ -26,10 +28,17 @@ def default_bundle() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A folder whose manifest and files have been checked."""
+    """A folder whose manifest and files have been checked.
+
+    Args:
+        folder: of the files.
+        manifest: what they are.
+        seen: of each file, when it was checked: device, number, size and time in ns.
+    """
 
     folder: Path
     manifest: Manifest
+    seen: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Bundle:
@@ -50,8 +59,26 @@ class Bundle:
             if not known.holds(path, entry.sha256):
                 bundle.check_hash(name, entry)
                 known.add(path, entry.sha256)
+            bundle.seen[name] = _state(path)
         known.save()
         return bundle
+
+    def check_unchanged(self) -> None:
+        """Compares the files with what they were when the bundle was opened: weights are mapped, not read.
+
+        A file that was replaced by another, or removed, is no matter: what is mapped is the old one.
+
+        Raises:
+            BundleError: one was written to, or cut short.
+        """
+        for name, (device, number, *rest) in self.seen.items():
+            try:
+                now = _state(self.folder / name)
+            except OSError:
+                continue
+            if now[:2] == (device, number) and now[2:] != tuple(rest):
+                msg = f"{self.folder / name} was written to after it was loaded; load the bundle again"
+                raise BundleError(msg)
 
     @classmethod
     def peek(cls, folder: str | os.PathLike[str]) -> Bundle:
@@ -130,17 +157,18 @@ class Bundle:
 
 
 class _Known:
-    """Which files had the right hash: a JSON file of path -> [size, time in ns, hash]."""
+    """Which files had the right hash: a JSON file of path -> [size, time in ns, hash]; without a cache folder, none."""
 
-    def __init__(self, path: Path, entries: dict[str, list[object]]) -> None:
+    def __init__(self, path: Path | None, entries: dict[str, list[object]]) -> None:
         self.path, self.entries, self.changed = path, entries, False
 
     @classmethod
     def load(cls) -> _Known:
-        path = Path(platformdirs.user_cache_dir("mgpt-edge")) / "verified.json"
+        folder = cache_folder()
+        path = None if folder is None else folder / "verified.json"
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            entries = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
             entries = {}
         return cls(path, entries if isinstance(entries, dict) else {})
 
@@ -152,7 +180,7 @@ class _Known:
         self.changed = True
 
     def save(self) -> None:
-        if not self.changed:
+        if not self.changed or self.path is None:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -166,22 +194,14 @@ class _Known:
         return [stat.st_size, stat.st_mtime_ns, digest]
 
 
+def _state(path: Path) -> tuple[int, ...]:
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
 def sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all: a temporary one beside it, then a rename."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import platformdirs
-
-from mgpt_edge.runtime.bundle.folder import write_atomically
 from mgpt_edge.runtime.decoding.window import TRIALS, WIDTHS, Costs
-from mgpt_edge.runtime.errors import CompatibilityWarning
-from mgpt_edge.runtime.machine import processor
+from mgpt_edge.runtime.errors import CompatibilityWarning, InvalidRequest
+from mgpt_edge.runtime.files import write_atomically
+from mgpt_edge.runtime.machine import cache_folder, processor
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SCHEMA = 1
 COMMAND = "mgpt bench passes"
@@ -49,8 +50,15 @@ class PassCosts:
         return Costs(dict(self.seconds), dict.fromkeys(self.seconds, TRIALS))
 
     def save(self) -> Path:
-        """Writes the file, whole or not at all."""
+        """Writes the file, whole or not at all.
+
+        Raises:
+            InvalidRequest: this user has no folder for caches.
+        """
         path = _path(self.bundle, self.threads)
+        if path is None:
+            msg = "there is no folder to keep the costs in: set XDG_CACHE_HOME, or HOME"
+            raise InvalidRequest(msg)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(asdict(self), indent=1).encode())
         return path
@@ -63,15 +71,18 @@ def stored(bundle: str, threads: int) -> Costs:
     """
     path = _path(bundle, threads)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = None if path is None else path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):  # none there, or a folder that this user can't read
+        text = None
+    if text is None:
+        return Costs()
+    try:
+        values = json.loads(text)
         seconds = {int(width): float(value) for width, value in values.pop("seconds").items()}
         found = PassCosts(seconds=seconds, **values)
-    except FileNotFoundError:
-        return Costs()
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        warnings.warn(
-            f"{path} holds no costs of passes: {error}; run {COMMAND} again", CompatibilityWarning, stacklevel=4
-        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        msg = f"{path} holds no costs of passes: {error}; run {COMMAND} again"
+        warnings.warn(msg, CompatibilityWarning, stacklevel=4)
         return Costs()
     if found.machine != processor():
         msg = f"{path} was measured on {found.machine!r}, this is {processor()!r}; run {COMMAND} here"
@@ -80,5 +91,6 @@ def stored(bundle: str, threads: int) -> Costs:
     return found.costs
 
 
-def _path(bundle: str, threads: int) -> Path:
-    return Path(platformdirs.user_cache_dir("mgpt-edge")) / "calibration" / f"{bundle[:16]}-{threads}.json"
+def _path(bundle: str, threads: int) -> Path | None:
+    folder = cache_folder()
+    return None if folder is None else folder / "calibration" / f"{bundle[:16]}-{threads}.json"

@@ -110,6 +110,14 @@ class Engine(Protocol):
             OutOfMemory: the machine has less.
         """
 
+    def prepare(self, *, draws: bool, reads: bool) -> None:
+        """Opens what an answer needs that draws pictures or is given some: what fails, fails before the first pass.
+
+        Raises:
+            BundleError: the bundle has no VQ decoder, or no encoder; or a file changed since it was loaded.
+            IncompatibleEngine: one can't be opened.
+        """
+
     def free_bytes(self) -> int:
         """Memory that caches and pictures can have, where this engine keeps them."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -105,7 +106,7 @@ class CpuSequences:
         return self.cache.length(sequence)
 
     def forward(self, feeds: Sequence[Segment], head: Head) -> list[NDArray[np.float32]]:
-        binding, logits = self._head(head)
+        binding, logits = self._head(head, os.getpid())
         tokens: list[Sequence[int]] = [(), ()]
         for fed in feeds:
             tokens[fed.sequence] = fed.tokens
@@ -123,7 +124,7 @@ class CpuSequences:
     def _run(self, tokens: Sequence[Sequence[int]]) -> _Pass:
         """A pass of the decoder; the caller holds the engine's lock."""
         counts = len(tokens[0]), len(tokens[1])
-        work = self._pass(counts[0] or 1, counts[1] or 1)
+        work = self._pass(counts[0] or 1, counts[1] or 1, os.getpid())
         for sequence in range(SEQUENCES):
             work.tokens[sequence][0, :] = tokens[sequence] or 0
             end = self.cache.length(sequence) + (counts[sequence] or 1)
@@ -149,7 +150,8 @@ class CpuSequences:
                 yield f"past.{layer}.key.{sequence}", wrap(self.cache.k(layer, sequence))
                 yield f"past.{layer}.value.{sequence}", wrap(self.cache.v(layer, sequence))
 
-    def _bind_pass(self, count0: int, count1: int) -> _Pass:
+    def _bind_pass(self, count0: int, count1: int, _process: int) -> _Pass:
+        """A forked child binds to sessions of its own."""
         binding = self.engine.session("decoder").io_binding()
         counts = count0, count1
         tokens = np.zeros((1, count0), np.int64), np.zeros((1, count1), np.int64)
@@ -163,7 +165,7 @@ class CpuSequences:
         binding.bind_ortvalue_output("hidden", wrap(hidden))
         return _Pass(binding, tokens, hidden, [counts[0] - 1, sum(counts) - 1])
 
-    def _bind_head(self, head: Head) -> tuple[Any, NDArray[np.float32]]:
+    def _bind_head(self, head: Head, _process: int) -> tuple[Any, NDArray[np.float32]]:
         vocabulary = self.engine.bundle.manifest.vocabulary
         binding = self.engine.session(f"head_{head}").io_binding()
         logits = np.zeros((1, SEQUENCES, vocabulary.codes if head == "image" else vocabulary.size), np.float32)

@@ -8,7 +8,8 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from mgpt_edge.runtime import machine
-from mgpt_edge.runtime.errors import IncompatibleEngine
+from mgpt_edge.runtime.errors import IncompatibleEngine, OutOfMemory
+from mgpt_edge.runtime.process import guard, lose
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +37,11 @@ def onnxruntime() -> Any:
     try:
         import onnxruntime as module
     except ImportError as error:
+        if "cannot allocate memory" in str(error).lower() or "failed to map segment" in str(error):
+            limit = machine.memory_limit()
+            free = machine.mebibytes(limit.free_bytes)
+            msg = f"no memory to load ONNX Runtime ({error}); {free} are free by {limit.source}"
+            raise OutOfMemory(msg) from error
         msg = f"no ONNX Runtime can be imported ({error}); install one: pip install 'mgpt-edge[cpu]' (or [cuda])"
         raise IncompatibleEngine(msg) from error
     return module
@@ -78,6 +84,7 @@ class Graphs:
         self.threads = threads
         self.lock = threading.Lock()
         self._sessions: dict[str, Any] = {}
+        guard(self)
 
     def session(self, name: str) -> Any:
         """The loaded graph `name`.onnx of the bundle.
@@ -94,6 +101,17 @@ class Graphs:
                 msg = f"onnxruntime {ort.__version__} can't load {path}: {error}; see: mgpt doctor"
                 raise IncompatibleEngine(msg) from error
         return self._sessions[name]
+
+    def prepare(self, *, draws: bool, reads: bool) -> None:
+        with self.lock:
+            for name in ("vq_decoder",) * draws + ("vq_encoder",) * reads:
+                self.session(name)
+        self.bundle.check_unchanged()
+
+    def forked(self) -> None:
+        """A forked child opens sessions of its own: the threads of these are its parent's."""
+        lose(self._sessions)
+        self._sessions = {}
 
     def free_bytes(self) -> int:
         return machine.available_bytes()

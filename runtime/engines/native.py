@@ -49,6 +49,9 @@ def load_decoder(path: Path, d: Dimensions, vocabulary: int, threads: int, kerne
             "vocabulary": vocabulary,
         }
         return CpuDecoder(sizes, float(said["norm_eps"]), said["norm_after"] == "true", tensors, threads, kernels)
+    except RuntimeError as error:  # std::system_error
+        msg = f"{threads} threads can't be started ({error}); ulimit -u or the container allows fewer: give --threads 1"
+        raise OutOfMemory(msg) from error
     except (ValueError, KeyError, TypeError) as error:
         msg = f"{path} does not fit its manifest: {error}; export the checkpoint again (mgpt export)"
         raise BundleError(msg) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from mgpt_edge.runtime.bundle.folder import write_atomically
 from mgpt_edge.runtime.errors import InvalidRequest
 from mgpt_edge.runtime.family.tasks import from_words
+from mgpt_edge.runtime.files import write_atomically
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -21,6 +22,32 @@ KEY = "mgpt"
 """Text chunk of the PNG, and key of `image.info`: a JSON object."""
 DRAWN_FROM = ("prompt", "task", "size", "guidance", "top_k", "temperature", "speculate", "approximate")
 """The settings that, with a seed, say what a picture is that was drawn from words alone."""
+
+
+def note(image: Image.Image) -> dict[str, Any] | None:
+    """Returns what an image says of how it was drawn, whether it was drawn here or read from a file; None if nothing.
+
+    What was cropped, resized or painted on since says `altered`: drawing it again gives the picture that it was.
+    """
+    info = image.info.get(KEY)
+    if isinstance(info, str):  # Pillow read it from a file
+        try:
+            info = json.loads(info)
+        except (ValueError, RecursionError):
+            return None
+    if not isinstance(info, dict):
+        return None
+    drawn = info.get("pixels")
+    if drawn is not None and drawn != fingerprint(image):
+        return {**info, "altered": True}
+    return info
+
+
+def fingerprint(image: Image.Image) -> str:
+    """Returns the beginning of a SHA-256 over an image's size and RGB pixels."""
+    digest = hashlib.sha256(repr(image.size).encode())
+    digest.update(image.convert("RGB").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def save(image: Image.Image, path: str | PathLike[str]) -> None:
@@ -32,9 +59,9 @@ def save(image: Image.Image, path: str | PathLike[str]) -> None:
     if Path(path).suffix.lower() != ".png":
         msg = f"pictures are written as PNG, which keeps how they were drawn; got {path}"
         raise InvalidRequest(msg)
-    info = PngInfo()
-    if KEY in image.info:
-        info.add_itxt(KEY, json.dumps(image.info[KEY], ensure_ascii=False))
+    info, said = PngInfo(), note(image)
+    if said is not None:
+        info.add_itxt(KEY, json.dumps(said, ensure_ascii=False))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
     try:
@@ -53,7 +80,7 @@ def read(path: str | PathLike[str]) -> dict[str, Any]:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             image.load()
-            text = getattr(image, "text", {}).get(KEY)
+            text, drawn = getattr(image, "text", {}).get(KEY), fingerprint(image)
     except FileNotFoundError as error:
         msg = f"{path}: no such file"
         raise InvalidRequest(msg) from error
@@ -71,17 +98,12 @@ def read(path: str | PathLike[str]) -> dict[str, Any]:
     if not isinstance(data, dict):
         msg = f"{path}: its '{KEY}' text must be an object, got {type(data).__name__}"
         raise InvalidRequest(msg)
-    return data
+    return data if data.get("pixels", drawn) == drawn else {**data, "altered": True}
 
 
 def settings_of(image: Image.Image) -> dict[str, Any]:
     """What an image says of the words it was drawn from, and how; nothing where it says nothing of use."""
-    info = image.info.get(KEY)
-    if isinstance(info, str):  # read from a file
-        try:
-            info = json.loads(info)
-        except (ValueError, RecursionError):
-            return {}
-    if not isinstance(info, dict) or info.get("task", "text-to-image") not in from_words():
+    info = note(image)
+    if info is None or info.get("task", "text-to-image") not in from_words():
         return {}
     return {name: info[name] for name in DRAWN_FROM if name in info}

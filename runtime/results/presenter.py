@@ -17,7 +17,7 @@ from mgpt_edge.runtime.errors import IncompleteAnswer
 from mgpt_edge.runtime.family.layout import ImageLayout
 from mgpt_edge.runtime.family.tasks import tasks
 from mgpt_edge.runtime.results.events import Detokenizer, Picture, Preview, Text
-from mgpt_edge.runtime.results.metadata import KEY
+from mgpt_edge.runtime.results.metadata import KEY, fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -101,7 +101,7 @@ class Presenter:
             finished, seconds = self._decode_pixels(row.tokens, layout)
             window = round(count["guessed"] / max(count["passes"], 1), 1)
             settings = self.describe(requests, row.picture, finished.size, kept_rows)
-            finished.info[KEY] = {**settings, **count, "window": window}
+            finished.info[KEY] = {**settings, **count, "window": window, "pixels": fingerprint(finished)}
             yield Picture(row.picture, finished, (*row.tokens, layout.vocabulary.end_image), seconds)
         elif preview:
             yield Preview(row.picture, *self._decode_pixels(row.tokens, layout))

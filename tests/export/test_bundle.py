@@ -19,8 +19,9 @@ def test_interrupted_leaves_nothing(checkpoints, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_refuses_an_existing_folder(checkpoints, tmp_path):
+def test_refuses_a_folder_that_holds_something(checkpoints, tmp_path):
     (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "notes.txt").write_text("mine")
     with pytest.raises(BundleError, match="exists already"):
         export_bundle(Checkpoint.open(checkpoints["7b"]), tmp_path / "b")
 

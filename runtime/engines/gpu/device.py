@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ class Gpu:
     """
 
     def __init__(self) -> None:
-        self._cuda = _runtime()
+        self._cuda, self._process = _runtime(), os.getpid()
         self._call("cudaSetDevice", 0)
         properties = self._call("cudaGetDeviceProperties", 0)
         self.name = properties.name.rstrip(b"\0").decode()
@@ -110,6 +111,12 @@ class Gpu:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """A function of CUDA's runtime; what it gives beside its status."""
+        if self._process != os.getpid():
+            msg = (
+                f"{self.name} can't be used in a process that was forked after it was opened; load the model in the "
+                'child, or start it by multiprocessing.get_context("spawn")'
+            )
+            raise IncompatibleEngine(msg)
         status, *values = getattr(self._cuda, name)(*arguments)
         if status != self._cuda.cudaError_t.cudaSuccess:
             msg = f"{name} gives {status.name} ({int(status)}); is an NVIDIA GPU and its driver here? See: mgpt doctor"

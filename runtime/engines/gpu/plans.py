@@ -8,17 +8,16 @@ from __future__ import annotations
 import mmap
 import weakref
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import platformdirs
-
-from mgpt_edge.runtime.bundle.folder import write_atomically
 from mgpt_edge.runtime.engines.gpu.device import Gpu
 from mgpt_edge.runtime.errors import IncompatibleEngine
+from mgpt_edge.runtime.files import write_atomically
+from mgpt_edge.runtime.machine import cache_folder
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+    from pathlib import Path
 
     from mgpt_edge.runtime.bundle.folder import Bundle
     from mgpt_edge.runtime.engines.gpu.device import Buffer, Graph
@@ -117,7 +116,10 @@ class Plans:
     def kernels(self) -> Any:
         """What TensorRT for RTX compiles on the machine itself, kept from one process to the next."""
         cache = self.engines("decoder")[0].create_runtime_config().create_runtime_cache()
-        path = Path(platformdirs.user_cache_dir("mgpt-edge")) / f"rtx-{self.bundle.digest[:32]}.kernels"
+        folder = cache_folder()
+        if folder is None:
+            return cache
+        path = folder / f"rtx-{self.bundle.digest[:32]}.kernels"
         if path.is_file():
             cache.deserialize(path.read_bytes())  # refused and left empty where GPU, driver or version are others
         weakref.finalize(self, _store, cache, path)

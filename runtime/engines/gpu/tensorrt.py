@@ -19,6 +19,7 @@ from mgpt_edge.runtime.engines.gpu.sequences import FLOAT_BYTES, SEQUENCES
 from mgpt_edge.runtime.engines.kind import Compiler, EngineKind
 from mgpt_edge.runtime.errors import OutOfMemory
 from mgpt_edge.runtime.family.rotary import rotary_tables
+from mgpt_edge.runtime.process import guard
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +54,7 @@ class TensorRtEngine:
 
     def __init__(self, bundle: Bundle, threads: int, compiler: Compiler) -> None:
         self.bundle, self.threads, self.lock = bundle, threads, threading.Lock()
+        guard(self)
         self.plans = Plans(bundle, compiler)
         self.widest = compiler.widest
         self._contexts: dict[tuple[str, int], Context] = {}
@@ -64,6 +66,14 @@ class TensorRtEngine:
         d = bundle.manifest.dimensions
         tables = rotary_tables(self.capacity, d.head_dim, d.rope_theta)
         self._tables = {name: self.gpu.constant(table) for name, table in zip(("cos", "sin"), tables, strict=True)}
+
+    def prepare(self, *, draws: bool, reads: bool) -> None:
+        with self.lock:
+            for name in ("vq_decoder",) * draws + ("vq_encoder",) * reads:
+                self.plans.engines(name)
+
+    def forked(self) -> None:
+        """The device says so when it is asked for anything."""
 
     def _kernels(self) -> Kernels | None:
         return kernels_if_built(self.gpu)

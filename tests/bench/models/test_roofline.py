@@ -108,7 +108,7 @@ def test_it_predicts_this_machine(tmp_path: Path) -> None:
         checkpoint=Checkpoint.open(tmp_path / "checkpoint"),
         folder=tmp_path,
         context=CONTEXT,
-        threads=machine.physical_cores(),
+        threads=machine.usable_cores(),
     )
     native = dict(decode.ours(case, [decode.BASE_BUNDLE], streams=[1]))
     ratios = []

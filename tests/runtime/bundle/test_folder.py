@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgpt_edge.runtime.bundle.folder import Bundle, write_atomically
+from mgpt_edge.runtime.bundle.folder import Bundle
 from mgpt_edge.runtime.bundle.manifest import Manifest
 from mgpt_edge.runtime.errors import BundleError
+from mgpt_edge.runtime.files import write_atomically
 
 
 @pytest.fixture

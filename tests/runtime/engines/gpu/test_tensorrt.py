@@ -17,7 +17,7 @@ from onnxruntime import InferenceSession
 from mgpt_edge.export import plans as compiled
 from mgpt_edge.export.checkpoint import Checkpoint
 from mgpt_edge.export.cut import cut
-from mgpt_edge.runtime.bundle.folder import MANIFEST, Bundle, sha256, write_atomically
+from mgpt_edge.runtime.bundle.folder import MANIFEST, Bundle, sha256
 from mgpt_edge.runtime.bundle.manifest import FileEntry, Plan
 from mgpt_edge.runtime.engines import load_engine
 from mgpt_edge.runtime.engines.base import Segment
@@ -29,6 +29,7 @@ from mgpt_edge.runtime.engines.gpu.plans import part_names
 from mgpt_edge.runtime.engines.gpu.tensorrt import TensorRtEngine
 from mgpt_edge.runtime.engines.kind import Compiler
 from mgpt_edge.runtime.errors import IncompatibleEngine, NumericalError, OutOfMemory
+from mgpt_edge.runtime.files import write_atomically
 from mgpt_edge.runtime.golden import recompute
 from mgpt_edge.runtime.model import Model
 from tests.fake_cuda import FakeCuda
@@ -225,7 +226,7 @@ def test_single_tokens_become_one_graph_each(cuda, bundle_of):
 
 
 def test_what_compiles_on_the_machine_is_kept(cuda, bundle_of, tmp_path, monkeypatch):
-    monkeypatch.setattr(plans.platformdirs, "user_cache_dir", lambda _: str(tmp_path))
+    monkeypatch.setattr(plans, "cache_folder", lambda: tmp_path)
     engine = load_engine(built(bundle_of("7b", "fp16", "rtx")), threads=1)
     engine.open((8, 8))
     digest = engine.bundle.digest
