@@ -12,6 +12,7 @@ from mgpt_edge.cli.build import build
 from mgpt_edge.export import compiler, plans
 from mgpt_edge.export.bundle import export_bundle
 from mgpt_edge.export.checkpoint import Checkpoint
+from mgpt_edge.export.quantise.precision import precisions
 from mgpt_edge.export.statistics import collect
 from mgpt_edge.export.targets import Rtx
 from mgpt_edge.runtime.bundle.folder import Bundle, default_bundle
@@ -94,7 +95,7 @@ def compiled(given, precision, folder):
     """The decoder's bytes before and after, for all of RTX that multiplies in the precision."""
     checkpoint, statistics = given
     bundle = export_bundle(checkpoint, folder / precision, precision=precision, engine="rtx", statistics=statistics)
-    sms = [sm for sm in (86, 89, 120) if sm >= plans.LEAST_SM.get(precision, 0)]
+    sms = [sm for sm in (86, 89, 120) if sm >= precisions()[precision].least_sm]
     built = plans.build_plans(bundle, sms)
     (name,) = (name for name, plan in built.manifest.plans.items() if plan.graph == "decoder")
     return bundle.manifest.files["decoder.data"].bytes, built.manifest.files[name].bytes
