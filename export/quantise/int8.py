@@ -23,7 +23,7 @@ SMALLEST_SCALE = 1e-30  # a row of zeros divides by this, not by zero
 
 
 def pack(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Weight [out, in] -> int8 [in, out], as MatMulInteger wants it, and scales [out]."""
+    """Weight [out, in] -> int8 [in, out] and scales [out]; the lowering of an engine orders it further."""
     scale = np.maximum(np.abs(weight).max(axis=1) / np.float32(LARGEST), np.float32(SMALLEST_SCALE))
     quantised = np.empty(weight.shape[::-1], np.int8)
     for start in range(0, len(weight), 1024):  # in pieces: a 7B head in float64 temporaries would not fit
